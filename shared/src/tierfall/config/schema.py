@@ -1,0 +1,187 @@
+"""The config file's shape, as frozen structs. Decoded by :mod:`tierfall.config.load`, read once at the entry.
+
+Durations are in seconds once decoded (``3s``, ``500ms``, ``10m`` in the file), sizes in bytes (``32MiB``).
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+DEFAULT_PORT: Final = 4000
+DEFAULT_NATS_PORT: Final = 4222
+DEFAULT_MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+DEFAULT_MAX_WAITING: Final = 512
+EMBEDDED: Final = "embedded"
+
+
+class Duration(float):
+    """Seconds; written ``500ms``, ``3s``, ``10m`` or ``1h`` in the file."""
+
+
+class Size(int):
+    """Bytes; written ``512KiB``, ``32MiB`` or a plain number in the file."""
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """A secret that knows where it came from and does not show itself.
+
+    Attributes:
+        value: Empty when the environment variable is not set.
+        source: The environment variable's name, empty for one written into the file.
+    """
+
+    value: str = ""
+    source: str = ""
+
+    def __repr__(self) -> str:
+        return f"Secret(source={self.source!r})"
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """``when_full: wait(5s)``: stand in line for a slot that long, then escalate. ``escalate`` is 0 s."""
+
+    seconds: float = 0.0
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One client key: written as the bare key, or as ``{key: ..., name: ..., models: [...]}``."""
+
+    key: Secret
+    name: str = ""
+    """Shown in logs in the key's stead; the default counts them: ``key-1``."""
+    models: tuple[str, ...] | None = None
+    """The models that this key may use; all when left out."""
+
+
+class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    api_keys: tuple[ApiKey, ...] = ()
+    """None is allowed only while ``host`` is loopback."""
+    max_body: Size = Size(DEFAULT_MAX_BODY_BYTES)
+    cors_origins: tuple[str, ...] = ()
+
+
+class Nats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to reach NATS, or that ``tierfall up`` starts its own."""
+
+    url: str = EMBEDDED
+    """``embedded``, or ``nats://host:4222`` (several, separated by commas, for a cluster)."""
+    host: str = "127.0.0.1"
+    """Where an embedded server listens: another address lets a worker on another machine dial in."""
+    port: int = DEFAULT_NATS_PORT
+    token: Secret = Secret()
+    """Needed as soon as an embedded server listens beyond loopback."""
+    creds: str = ""
+    """Path of a NATS credentials file."""
+
+    @property
+    def address(self) -> str:
+        """What a client connects to."""
+        if self.url != EMBEDDED:
+            return self.url
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        return f"nats://{host}:{self.port}"
+
+
+class TierBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="worker"):
+    """What every kind of tier has."""
+
+    max_in_flight: int = 8
+    """Requests that one worker process sends to this tier's backend at a time."""
+    max_waiting: int = DEFAULT_MAX_WAITING
+    """Requests that one ingress lets stand in line for this tier."""
+    run: tuple[str, ...] = ()
+    """A command that ``tierfall up`` starts and keeps alive beside the worker: the engine itself."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of worker that serves this tier: ``vllm``, ``ollama``, ``cloud``."""
+        return str(self.__struct_config__.tag)
+
+
+class VllmTier(TierBase, frozen=True, kw_only=True, tag="vllm"):
+    """vLLM, or any engine that speaks OpenAI's API: llama.cpp's server, SGLang, LM Studio."""
+
+    base_url: str
+    """With the ``/v1``: ``http://127.0.0.1:8000/v1``."""
+    api_key: Secret = Secret()
+    max_in_flight: int = 32
+
+
+class OllamaTier(TierBase, frozen=True, kw_only=True, tag="ollama"):
+    """Ollama's native API."""
+
+    base_url: str
+    """Without a path: ``http://127.0.0.1:11434``."""
+    max_in_flight: int = 4
+    """Beyond ``OLLAMA_NUM_PARALLEL`` Ollama queues by itself, where nobody can see it."""
+    keep_alive: str = ""
+    """How long Ollama keeps the model loaded (``30m``, ``-1`` for ever); its own default when empty."""
+    num_ctx: int | None = None
+    """Context window in tokens; Ollama's own default is small and silently cuts long prompts."""
+    pull: bool = False
+    """Whether to pull a configured model that Ollama does not have."""
+
+
+class CloudTier(TierBase, frozen=True, kw_only=True, tag="cloud"):
+    """A provider on the internet with OpenAI's API or one close to it."""
+
+    provider: str
+    """``openai``, ``groq``, ``gemini``, ``mistral``, or any name together with ``base_url``."""
+    base_url: str = ""
+    """The provider's own when empty."""
+    api_key: Secret
+    max_in_flight: int = 64
+
+
+Tier = VllmTier | OllamaTier | CloudTier
+
+
+class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The clocks of one attempt, and the budget of the whole request; all in seconds."""
+
+    first_token: Duration = Duration(30)
+    """Until the first content, reasoning or tool call; the last live tier is not cut by it."""
+    load: Duration | None = None
+    """Runs instead of ``first_token`` while the worker says that it is loading the model."""
+    idle: Duration = Duration(60)
+    """Between outputs."""
+    total: Duration = Duration(600)
+    """One attempt from beginning to end."""
+    budget: Duration = Duration(900)
+    """The request over its whole ladder; read from the model that the client asked for."""
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One name that clients may ask for."""
+
+    tier: str
+    backend_model: str
+    """The name that the tier's backend knows it by."""
+    deadlines: Deadlines = Deadlines()
+    fallbacks: tuple[str, ...] = ()
+    """Models to go to, in order, when this one does not answer. Their own fallbacks do not count."""
+    when_full: Wait = Wait()
+    context_window: int | None = None
+    """Tokens; lets a prompt that is too long for one tier go to a larger one."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    tiers: dict[str, Tier]
+    models: dict[str, Model]
+    server: Server = Server()
+    nats: Nats = Nats()
+
+    def ladder(self, name: str) -> tuple[str, ...]:
+        """The model itself and its fallbacks, in the order in which they are tried."""
+        return (name, *self.models[name].fallbacks)

@@ -1,0 +1,359 @@
+"""The one error tree: what went wrong, what the client is told, and what the ladder does about it.
+
+    TierfallError                  status  type                   code                     escalate
+    ├─ ClientError
+    │  ├─ InvalidRequest           400     invalid_request_error  -                        never
+    │  │  ├─ UnsupportedByTier     400     invalid_request_error  unsupported_parameter    next
+    │  │  ├─ ContextLengthExceeded 400     invalid_request_error  context_length_exceeded  larger
+    │  │  └─ ContentFiltered       400     invalid_request_error  content_filter           never
+    │  ├─ KeyRefused               401     invalid_request_error  invalid_api_key          never
+    │  ├─ ModelForbidden           403     invalid_request_error  model_not_allowed        never
+    │  ├─ NotFound                 404     invalid_request_error  not_found                never
+    │  │  └─ ModelNotFound         404     invalid_request_error  model_not_found          never
+    │  ├─ MethodNotAllowed         405     invalid_request_error  method_not_allowed       never
+    │  ├─ BodyTimeout              408     invalid_request_error  body_timeout             never
+    │  ├─ BodyTooLarge             413     invalid_request_error  request_too_large        never
+    │  ├─ MediaTypeUnsupported     415     invalid_request_error  unsupported_media_type   never
+    │  └─ HeadersTooLarge          431     invalid_request_error  headers_too_large        never
+    ├─ BackendError
+    │  ├─ RateLimited              429     rate_limit_error       rate_limit_exceeded      wait
+    │  ├─ QuotaExhausted           429     insufficient_quota     insufficient_quota       next
+    │  ├─ BackendDown              503     service_unavailable    backend_down             next
+    │  ├─ BackendFault             502     upstream_error         backend_fault            retry
+    │  │  └─ StreamBroken          502     upstream_error         stream_broken            retry
+    │  └─ ProviderRefused          502     upstream_error         provider_refused         next
+    ├─ TierError
+    │  ├─ NoWorkers                503     service_unavailable    no_workers               next
+    │  ├─ TierBusy                 429     rate_limit_error       tier_busy                busy
+    │  ├─ WorkerLost               502     upstream_error         worker_lost              retry
+    │  ├─ FirstTokenDeadline       504     timeout_error          first_token_deadline     next
+    │  ├─ IdleDeadline             504     timeout_error          idle_deadline            next
+    │  ├─ TotalDeadline            504     timeout_error          total_deadline           next
+    │  ├─ BudgetSpent              504     timeout_error          budget_spent             never
+    │  └─ ClientGone               499     invalid_request_error  client_gone              never
+    ├─ BusError
+    │  ├─ BusDown                  503     service_unavailable    bus_down                 never
+    │  └─ PayloadTooLarge          413     invalid_request_error  request_too_large        never
+    ├─ Internal                    500     api_error              internal_error           never
+    └─ ConfigError                 (never on the wire: a config file that cannot be used)
+
+A class's slug (its name in snake case) is its name in ``x-tierfall-attempts``, in metrics and between
+processes, so a rename is a change of protocol.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import ClassVar, Final
+
+ERROR_CLASSES: Final[dict[str, type[TierfallError]]] = {}
+"""Every class of the tree by its slug, for errors that arrive from another process."""
+
+
+class Escalate(enum.Enum):
+    """What the ladder does when an attempt ends like this before its first output."""
+
+    NEVER = "never"
+    """Return it to the client as it is."""
+    NEXT = "next"
+    """Go to the next tier at once."""
+    RETRY = "retry"
+    """One more try on the same tier if its deadline allows, then the next tier."""
+    WAIT = "wait"
+    """Wait ``retry_after`` if it fits the tier's deadline and try again, else the next tier."""
+    BUSY = "busy"
+    """Stand in line for a free slot if the model says so, else the next tier."""
+    LARGER = "larger"
+    """Only a tier with a larger context window can help."""
+
+
+class TierfallError(Exception):
+    """The root: an error that knows its place in the ladder and on the wire.
+
+    Args:
+        message: What happened and what to change, for the client. Never holds prompt text or keys.
+        param: The request field at fault, in OpenAI's notation (``messages[3].content``).
+        code: Overrides the class's code, for what a provider said more exactly.
+        status: Overrides the class's HTTP status, likewise.
+        retry_after: Seconds after which another try makes sense.
+        should_retry: What ``x-should-retry`` tells the official SDKs; ``None`` leaves it to their defaults.
+    """
+
+    status: int = 500
+    type: ClassVar[str] = "api_error"
+    code: str | None = None
+    escalate: ClassVar[Escalate] = Escalate.NEVER
+    slug: ClassVar[str] = "tierfall_error"
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.slug = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+        ERROR_CLASSES[cls.slug] = cls
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int | None = None,
+        retry_after: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        self.should_retry = should_retry
+        if code is not None:
+            self.code = code
+        if status is not None:
+            self.status = status
+
+
+class ClientError(TierfallError):
+    """The request itself is at fault: no tier can mend it."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidRequest(ClientError):
+    """The body or a parameter is wrong; ``param`` names it where it can be named."""
+
+
+class UnsupportedByTier(InvalidRequest):
+    """This tier's backend has no way to honour ``param``; another tier may."""
+
+    code = "unsupported_parameter"
+    escalate = Escalate.NEXT
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and answer do not fit the backend's context window."""
+
+    code = "context_length_exceeded"
+    escalate = Escalate.LARGER
+
+
+class ContentFiltered(InvalidRequest):
+    """The provider's content filter refused the prompt."""
+
+    code = "content_filter"
+
+
+class KeyRefused(ClientError):
+    """No API key, or one that this gateway does not know."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class ModelForbidden(ClientError):
+    """The API key is known, but not for this model."""
+
+    status = 403
+    code = "model_not_allowed"
+
+
+class NotFound(ClientError):
+    """No such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """No model of that name is configured."""
+
+    code = "model_not_found"
+
+
+class MethodNotAllowed(ClientError):
+    """The path exists, the method does not; the answer carries ``Allow``."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTimeout(ClientError):
+    """The client stopped sending in the middle of its body."""
+
+    status = 408
+    code = "body_timeout"
+
+
+class BodyTooLarge(ClientError):
+    """The body passes ``server.max_body``; decided while reading."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class MediaTypeUnsupported(ClientError):
+    """The body's ``Content-Type`` is not JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(ClientError):
+    """Request line and headers pass the server's limit."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class BackendError(TierfallError):
+    """A backend failed or refused; raised by workers, sent as an error frame."""
+
+    status = 502
+    type = "upstream_error"
+
+
+class RateLimited(BackendError):
+    """The provider said 429; ``retry_after`` is its word if it gave one."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    escalate = Escalate.WAIT
+
+
+class QuotaExhausted(BackendError):
+    """The provider's quota is spent: waiting seconds will not help."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    escalate = Escalate.NEXT
+
+
+class BackendDown(BackendError):
+    """Connection refused, or the worker marked its backend down."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "backend_down"
+    escalate = Escalate.NEXT
+
+
+class BackendFault(BackendError):
+    """Reset, 500, 502, 503, or an error inside a 200."""
+
+    code = "backend_fault"
+    escalate = Escalate.RETRY
+
+
+class StreamBroken(BackendFault):
+    """The backend's stream ended, stalled or garbled before every choice had its ``finish_reason``."""
+
+    code = "stream_broken"
+
+
+class ProviderRefused(BackendError):
+    """401, 403 or 404 from the provider: our own misconfiguration, never the caller's."""
+
+    code = "provider_refused"
+    escalate = Escalate.NEXT
+
+
+class TierError(TierfallError):
+    """The tier as a whole, not one backend, could not serve the attempt."""
+
+    status = 504
+    type = "timeout_error"
+
+
+class NoWorkers(TierError):
+    """Nobody answers on the tier's subject."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "no_workers"
+    escalate = Escalate.NEXT
+
+
+class TierBusy(TierError):
+    """Every worker of the tier has all its slots taken."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "tier_busy"
+    escalate = Escalate.BUSY
+
+
+class WorkerLost(TierError):
+    """The worker that held the request died, or its frames were lost on the bus."""
+
+    status = 502
+    type = "upstream_error"
+    code = "worker_lost"
+    escalate = Escalate.RETRY
+
+
+class FirstTokenDeadline(TierError):
+    """No real output within ``deadlines.first_token``."""
+
+    code = "first_token_deadline"
+    escalate = Escalate.NEXT
+
+
+class IdleDeadline(TierError):
+    """No further output within ``deadlines.idle``."""
+
+    code = "idle_deadline"
+    escalate = Escalate.NEXT
+
+
+class TotalDeadline(TierError):
+    """The attempt ran longer than ``deadlines.total``."""
+
+    code = "total_deadline"
+    escalate = Escalate.NEXT
+
+
+class BudgetSpent(TierError):
+    """The request ran longer than ``deadlines.budget`` over its whole ladder."""
+
+    code = "budget_spent"
+
+
+class ClientGone(TierError):
+    """The caller hung up: nobody is left to answer, everything is cancelled."""
+
+    status = 499
+    type = "invalid_request_error"
+    code = "client_gone"
+
+
+class BusError(TierfallError):
+    """NATS could not carry the message."""
+
+    status = 503
+    type = "service_unavailable"
+
+
+class BusDown(BusError):
+    """No connection to NATS at the moment; it heals by itself."""
+
+    code = "bus_down"
+
+
+class PayloadTooLarge(BusError):
+    """A message above the server's ``max_payload``, refused before it is sent."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class Internal(TierfallError):
+    """A defect of ours: the log has the traceback, the client has the request id."""
+
+    code = "internal_error"
+
+
+class ConfigError(TierfallError):
+    """A config file that cannot be used; ``message`` names the path in the file and what would be right."""

@@ -1,0 +1,78 @@
+"""The first message of an attempt (the envelope and the body) and the last frame's payload."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from tierfall.protocol.frames import FrameError
+
+_LENGTH: Final = struct.Struct("!I")
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker has to know besides the raw body.
+
+    ``expires_at`` is wall-clock time: a worker refuses a request that NATS delivered after its deadline (it
+    can lie in a client's buffer while the server is away). ``body_size`` says how many bytes the body has in
+    all: what is missing here follows as BODY frames on the worker's control subject.
+    """
+
+    stream: int
+    request_id: str
+    attempt: int
+    """Counts the request's attempts over all tiers, from 1."""
+    model: str
+    """The configured name, which every chunk of the answer carries."""
+    backend_model: str
+    answer_id: str
+    """``id`` of the answer: the same for every attempt, so also when two tiers contribute."""
+    created: int
+    """Unix seconds, likewise."""
+    streaming: bool = False
+    """Whether the client wants SSE; otherwise the worker assembles one JSON body."""
+    include_usage: bool = False
+    """Whether the client wants the usage chunk."""
+    expires_at: float
+    """Unix seconds after which nobody waits for this attempt's first output."""
+    window: int
+    """Bytes that may be sent before the first CREDIT."""
+    body_size: int
+    traceparent: str = ""
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an answer ended, for metrics and logs; ``usage`` in OpenAI's terms."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reasons: tuple[str, ...] = ()
+
+
+_encoder: Final = msgspec.json.Encoder()
+_envelope: Final = msgspec.json.Decoder(Envelope)
+
+
+def pack(envelope: Envelope, body: bytes) -> bytes:
+    """``u32 length of the envelope | envelope as JSON | body or its first part``."""
+    head = _encoder.encode(envelope)
+    return _LENGTH.pack(len(head)) + head + body
+
+
+def unpack(message: bytes) -> tuple[Envelope, bytes]:
+    """The reverse of :func:`pack`.
+
+    Raises:
+        FrameError: The bytes are no envelope.
+    """
+    if len(message) < _LENGTH.size:
+        raise FrameError("too short for an envelope")
+    start = _LENGTH.size + _LENGTH.unpack_from(message)[0]
+    if start > len(message):
+        raise FrameError("the envelope is cut off")
+    try:
+        return _envelope.decode(memoryview(message)[_LENGTH.size : start]), message[start:]
+    except msgspec.DecodeError as error:
+        raise FrameError(f"no envelope: {error}") from None

@@ -1,0 +1,49 @@
+"""Beats: what a worker says of itself, each second and at once when it changes."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+BEAT_EVERY_S: Final = 1.0
+BEAT_STALE_S: Final = 3.5
+"""A worker that was silent for longer is taken for gone: three lost beats and some jitter."""
+
+BackendState = Literal["up", "loading", "down"]
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One worker's state for one tier; the ingress keeps the latest of each."""
+
+    worker: str
+    tier: str
+    kind: str
+    """``vllm``, ``ollama``, ``cloud`` or a kind of somebody else's."""
+    slots: int
+    in_flight: int
+    backend: BackendState
+    reason: str = ""
+    """Why the backend is not up, for ``/health`` and for the story of a failed ladder."""
+    draining: bool = False
+    gone: bool = False
+    """The last beat of a worker that leaves in good order."""
+    models: tuple[str, ...] = ()
+    """What the backend says it serves, in its own names."""
+
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(Beat)
+
+
+def pack_beat(beat: Beat) -> bytes:
+    """A beat as JSON, so that ``nats sub`` shows it."""
+    return _encoder.encode(beat)
+
+
+def unpack_beat(payload: bytes) -> Beat | None:
+    """The reverse; ``None`` for what is no beat."""
+    try:
+        return _decoder.decode(payload)
+    except msgspec.DecodeError:
+        return None

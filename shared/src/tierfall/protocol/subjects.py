@@ -1,0 +1,37 @@
+"""Every NATS subject of Tierfall, in one place, so that permissions can be written from it.
+
+Tier names are checked against :data:`TIER_NAME` when the config is read, so they are safe subject tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+PREFIX: Final = "tierfall.v1"
+QUEUE_GROUP: Final = "workers"
+"""The queue group that all workers of a tier share: NATS gives each request to one of them."""
+TIER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+PRESENCE_ALL: Final = f"{PREFIX}.presence.>"
+SLOTS_ALL: Final = f"{PREFIX}.slot.>"
+
+
+def chat(tier: str) -> str:
+    """Requests of a tier, published by the ingress with a reply inbox; queue group :data:`QUEUE_GROUP`."""
+    return f"{PREFIX}.chat.{tier}"
+
+
+def control(worker: str) -> str:
+    """Leases, credits, cancels and further body parts, from the ingress to one worker process."""
+    return f"{PREFIX}.ctl.{worker}"
+
+
+def presence(tier: str, worker: str) -> str:
+    """One worker's beat for one tier; see :class:`tierfall.protocol.presence.Beat`."""
+    return f"{PREFIX}.presence.{tier}.{worker}"
+
+
+def slot(tier: str) -> str:
+    """A full worker of this tier has a free slot again and is back in the queue group."""
+    return f"{PREFIX}.slot.{tier}"

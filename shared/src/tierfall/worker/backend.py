@@ -1,0 +1,90 @@
+"""The port between the worker runtime and one kind of backend.
+
+A new kind of backend is one class with four methods and a ``main`` that calls
+:func:`tierfall.worker.run_worker`; everything else (queue group, slots, cancel, leases, assembling,
+frames, drain) is the runtime's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tierfall.protocol.presence import BackendState
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What a probe found.
+
+    ``down`` takes the worker out of its queue group, so ``reason`` should tell its operator what to do.
+    """
+
+    state: BackendState
+    reason: str = ""
+    models: tuple[str, ...] = ()
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Alive, nothing to show: yielded by :meth:`Backend.chat` among the chunks.
+
+    ``doing`` is a short ASCII word. ``loading`` is special: while a backend says it at least every
+    :data:`PROGRESS_EVERY_S` seconds, the ingress lets the ``load`` deadline run instead of ``first_token``.
+    """
+
+    doing: str
+
+
+PROGRESS_EVERY_S = 1.0
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """One chat request, as a backend sees it."""
+
+    request_id: str
+    model: str
+    """The configured name, for error messages."""
+    backend_model: str
+    """The name that the backend knows it by."""
+    body: dict[str, msgspec.Raw]
+    """The client's JSON object, each value's bytes as the client sent them. The backend owns this copy.
+
+    Nothing is taken out: ``model``, ``stream`` and ``stream_options`` are still the client's, and the backend
+    always streams towards its engine, whatever ``stream`` says.
+    """
+    traceparent: str = ""
+
+
+class Backend(Protocol):
+    """One backend of one tier. All methods run on the worker's event loop."""
+
+    async def start(self) -> None:
+        """Opens what it needs (HTTP sessions); called once, before the first probe."""
+
+    async def probe(self) -> Health:
+        """Asks the backend how it is, within a second or so; called each second while the tier runs.
+
+        Must not raise for a backend that is down: that is ``Health("down", reason)``. The runtime takes an
+        exception for a defect, logs it, and counts the backend as down.
+        """
+
+    def chat(self, ask: Ask) -> AsyncIterator[bytes | Progress]:
+        """Runs one request, streaming.
+
+        Yields the JSON text of one OpenAI ``chat.completion.chunk`` object at a time, without SSE framing and
+        without ``[DONE]``, as soon as it is there. ``id``, ``created`` and ``model`` need not be right: the
+        runtime stamps them. Usage may be on any chunk; the runtime puts the last one where it belongs. The
+        iterator's end without a ``finish_reason`` for every choice is a broken stream: the runtime judges.
+
+        Cancellation closes the generator; the backend's connection must then be closed at once, which is what
+        stops the engine's work.
+
+        Raises:
+            TierfallError: Any class of the tree that describes the failure.
+        """
+
+    async def close(self) -> None:
+        """Frees what :meth:`start` opened."""
