@@ -11,6 +11,7 @@
     │  ├─ NotFound                 404     invalid_request_error  not_found                never
     │  │  └─ ModelNotFound         404     invalid_request_error  model_not_found          never
     │  ├─ MethodNotAllowed         405     invalid_request_error  method_not_allowed       never
+    │  ├─ HeadTimeout              408     invalid_request_error  head_timeout             never
     │  ├─ BodyTimeout              408     invalid_request_error  body_timeout             never
     │  ├─ BodyTooLarge             413     invalid_request_error  request_too_large        never
     │  ├─ MediaTypeUnsupported     415     invalid_request_error  unsupported_media_type   never
@@ -175,6 +176,13 @@ class MethodNotAllowed(ClientError):
 
     status = 405
     code = "method_not_allowed"
+
+
+class HeadTimeout(ClientError):
+    """The client did not send a whole request head in time."""
+
+    status = 408
+    code = "head_timeout"
 
 
 class BodyTimeout(ClientError):

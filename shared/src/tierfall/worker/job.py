@@ -1,0 +1,204 @@
+"""One accepted request: its body, its run on the backend, its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, cast
+
+import msgspec
+
+from tierfall.chat import Assembly, ChunkStream
+from tierfall.errors import BackendFault, InvalidRequest, StreamBroken, TierfallError
+from tierfall.protocol.envelope import Ending
+from tierfall.worker.backend import Ask, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from tierfall.protocol.envelope import Envelope
+    from tierfall.worker.backend import Backend
+    from tierfall.worker.reply import Reply
+
+OUTPUT_EVERY_S: Final = 1.0
+"""How often an answer that is being assembled tells the ingress that it still grows."""
+TAIL_S: Final = 2.0
+"""How long a backend may take, after the last ``finish_reason``, to send usage and close."""
+
+_log: Final = logging.getLogger("tierfall.worker")
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class Job:
+    """Runs one request; the station creates it when it gives it a slot.
+
+    Attributes:
+        reply: Its way back to the ingress.
+        leased_at: Loop time when the ingress last said that it still wants the answer.
+        failure: What the backend failed with, once it has.
+    """
+
+    def __init__(self, envelope: Envelope, first_part: bytes, reply: Reply, backend: Backend) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._envelope = envelope
+        self._backend = backend
+        self._body = bytearray(first_part)
+        self._body_seq = 0
+        self._body_whole = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.reply = reply
+        self.leased_at = self._loop.time()
+        self.failure: TierfallError | None = None
+        self._check_body()
+
+    @property
+    def stream(self) -> int:
+        """The attempt's id."""
+        return self._envelope.stream
+
+    def start(self) -> asyncio.Task[None]:
+        """Begins the work in a task of its own."""
+        self._task = asyncio.create_task(self._run(), name=f"job {self._envelope.request_id}")
+        return self._task
+
+    def cancel(self) -> None:
+        """Stops the backend's work: nobody waits for it any longer."""
+        self.reply.drop()
+        if self._task is not None:
+            self._task.cancel()
+
+    def add_body(self, seq: int, part: bytes) -> None:
+        """A further part of a body that did not fit one message; a lost part fails the attempt."""
+        if seq != self._body_seq:
+            self.reply.fail(BackendFault("a part of the request body was lost on the bus"))
+            if self._task is not None:
+                self._task.cancel()
+            return
+        self._body_seq += 1
+        self._body += part
+        self._check_body()
+
+    def _check_body(self) -> None:
+        if len(self._body) >= self._envelope.body_size:
+            self._body_whole.set()
+
+    async def _run(self) -> None:
+        try:
+            await self._body_whole.wait()
+            await self._relay()
+        except TierfallError as error:
+            self.failure = error
+            self.reply.fail(error)
+        except asyncio.CancelledError:
+            # Whoever cancelled has said what the ingress is to hear, if anything.
+            raise
+        except Exception:  # noqa: BLE001 - one request's defect ends that request, with a traceback
+            _log.exception("request %s: the worker itself failed", self._envelope.request_id)
+            self.reply.fail(BackendFault("the worker failed on this request; its log has the cause"))
+
+    def _ask(self) -> Ask:
+        try:
+            members = _members.decode(self._body)
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"the body is not a JSON object: {error}") from None
+        envelope = self._envelope
+        return Ask(
+            request_id=envelope.request_id,
+            model=envelope.model,
+            backend_model=envelope.backend_model,
+            body=members,
+            traceparent=envelope.traceparent,
+        )
+
+    async def _relay(self) -> None:
+        envelope = self._envelope
+        chunks = ChunkStream(envelope.answer_id, envelope.created, envelope.model)
+        sink = _Events(self.reply, chunks) if envelope.streaming else _Whole(self.reply, chunks, self._loop)
+        # A backend's chat is an async generator function; closing it is what closes its connection.
+        items = cast("AsyncGenerator[bytes | Progress, None]", self._backend.chat(self._ask()))
+        async with aclosing(items):
+            while (item := await _next(items, chunks)) is not None:
+                if isinstance(item, Progress):
+                    self.reply.progress(item.doing)
+                    continue
+                chunk = chunks.feed(item)
+                if chunk:
+                    sink.feed(chunk)
+                    await self.reply.room()
+        if not chunks.complete:
+            raise StreamBroken("the backend's answer ended before its finish_reason")
+        sink.close(include_usage=envelope.include_usage)
+        self.reply.end(_ending(chunks))
+
+
+async def _next(
+    items: AsyncGenerator[bytes | Progress, None], chunks: ChunkStream
+) -> bytes | Progress | None:
+    """The next item; None at the end, also at an end that no longer matters to a complete answer."""
+    if not chunks.complete:
+        return await anext(items, None)
+    try:
+        async with asyncio.timeout(TAIL_S):
+            return await anext(items, None)
+    except (StreamBroken, TimeoutError):
+        return None
+
+
+def _ending(chunks: ChunkStream) -> Ending:
+    usage = _Usage()
+    if chunks.usage is not None:
+        try:
+            usage = msgspec.json.decode(chunks.usage, type=_Usage)
+        except msgspec.DecodeError:
+            _log.warning("the backend's usage object is not one: its tokens are not counted")
+    return Ending(
+        prompt_tokens=usage.prompt_tokens or 0,
+        completion_tokens=usage.completion_tokens or 0,
+        finish_reasons=chunks.finish_reasons,
+    )
+
+
+class _Events:
+    """Streaming: every chunk an SSE event; what comes before the first output leaves with it."""
+
+    def __init__(self, reply: Reply, chunks: ChunkStream) -> None:
+        self._reply = reply
+        self._chunks = chunks
+        self._held: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> None:
+        self._held.append(b"data: " + chunk + b"\n\n")
+        if self._chunks.started:
+            self._reply.write(b"".join(self._held))
+            self._held.clear()
+
+    def close(self, *, include_usage: bool) -> None:
+        if include_usage and self._chunks.usage is not None:
+            self._reply.write(b"data: " + self._chunks.usage_chunk() + b"\n\n")
+
+
+class _Whole:
+    """Not streaming: the chunks are assembled, and the ingress hears that the answer grows."""
+
+    def __init__(self, reply: Reply, chunks: ChunkStream, loop: asyncio.AbstractEventLoop) -> None:
+        self._reply = reply
+        self._chunks = chunks
+        self._loop = loop
+        self._assembly = Assembly()
+        self._told_at = float("-inf")
+
+    def feed(self, chunk: bytes) -> None:
+        self._assembly.feed(chunk)
+        now = self._loop.time()
+        if self._chunks.started and now - self._told_at >= OUTPUT_EVERY_S:
+            self._told_at = now
+            self._reply.output()
+
+    def close(self, *, include_usage: bool) -> None:  # noqa: ARG002 - a whole answer always has its usage
+        self._reply.write(self._assembly.completion(self._chunks.usage))

@@ -1,0 +1,130 @@
+"""The entry point that every worker service shares: read the config once, run, drain on SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import uvloop
+
+from tierfall import logs
+from tierfall.bus import Bus, BusOptions
+from tierfall.config import Watcher, load
+from tierfall.errors import BusDown, ConfigError
+from tierfall.worker.process import WorkerProcess
+
+if TYPE_CHECKING:
+    from tierfall.config import Config
+    from tierfall.worker.process import Build
+
+BUS_WAIT_S: Final = 30.0
+"""How long a worker waits for NATS at its start before it gives up and says so."""
+
+_log: Final = logging.getLogger("tierfall.worker")
+
+
+def run_worker(kind: str, build: Build) -> None:
+    """Runs a worker process until SIGTERM or Ctrl-C; what a worker service's ``main`` calls.
+
+    Args:
+        kind: The kind of tier that it serves, as in the config's ``worker:``.
+        build: Makes the backend of one tier from the tier's name, its config, and the whole config.
+    """
+    arguments = _parse(kind)
+    logs.configure(f"worker-{kind}")
+    try:
+        config = load(arguments.config, os.environ)
+        only = _only(kind, arguments.tier, config)
+        uvloop.run(_serve(kind, build, arguments.config, config, only))
+    except (ConfigError, BusDown) as error:
+        sys.exit(f"tierfall-worker-{kind}: {error.message}")
+
+
+def _parse(kind: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"tierfall-worker-{kind}", description=f"Serves the {kind} tiers of a Tierfall config."
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="the config file of all services"
+    )
+    parser.add_argument(
+        "--tier",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"serve only this {kind} tier; may be repeated",
+    )
+    return parser.parse_args()
+
+
+def _only(kind: str, names: list[str], config: Config) -> frozenset[str]:
+    ours = sorted(name for name, tier in config.tiers.items() if tier.kind == kind)
+    for name in names:
+        if name not in ours:
+            raise ConfigError(
+                f"--tier {name}: the config has no {kind} tier of that name; it has: {', '.join(ours)}"
+            )
+    if not ours:
+        _log.warning("the config has no %s tier: nothing to serve until it has one", kind)
+    return frozenset(names)
+
+
+async def _serve(kind: str, build: Build, path: Path, config: Config, only: frozenset[str]) -> None:
+    bus = await Bus.connect(
+        BusOptions(
+            servers=config.nats.address,
+            name=f"tierfall-worker-{kind}",
+            token=config.nats.token.value,
+            creds=config.nats.creds,
+            connect_timeout_s=BUS_WAIT_S,
+        )
+    )
+    try:
+        await _serve_on(bus, WorkerProcess(kind, build, bus, only), path, config)
+    finally:
+        await bus.close()
+
+
+async def _serve_on(bus: Bus, process: WorkerProcess, path: Path, config: Config) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    applying: set[asyncio.Task[None]] = set()
+
+    def apply(changed: Config) -> None:
+        _log.info("config changed: applied")
+        task = asyncio.create_task(process.apply(changed))
+        applying.add(task)
+        task.add_done_callback(applying.discard)
+
+    watcher = Watcher(path, on_change=apply, on_refused=_refused, environ=os.environ)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, watcher.reload_now)
+    async with watcher:
+        await process.start(config)
+        _log.info("%s is ready", process.id)
+        await stop.wait()
+        _log.info("draining")
+        stop.clear()
+        await _drain_or_stop(process, stop)
+    _log.info("stopped%s", "" if bus.connected else " without a connection to NATS")
+
+
+async def _drain_or_stop(process: WorkerProcess, again: asyncio.Event) -> None:
+    """Drains; a second signal stops at once."""
+    drain = asyncio.create_task(process.drain())
+    impatient = asyncio.create_task(again.wait())
+    await asyncio.wait({drain, impatient}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (drain, impatient):
+        task.cancel()
+    await asyncio.gather(drain, impatient, return_exceptions=True)
+
+
+def _refused(error: ConfigError) -> None:
+    _log.error("the changed config is refused, the old one stays: %s", error.message)

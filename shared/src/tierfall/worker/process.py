@@ -1,0 +1,175 @@
+"""A worker process: one bus connection, one control subject, a station per tier it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import socket
+from typing import TYPE_CHECKING, Final
+
+from tierfall import __version__
+from tierfall.errors import BackendFault
+from tierfall.protocol import subjects
+from tierfall.protocol.failure import pack_failure
+from tierfall.protocol.frames import FrameError, Kind, decode, encode
+from tierfall.worker.reply import Outbox
+from tierfall.worker.station import Station
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tierfall.bus import Bus, Message, Subscription
+    from tierfall.config import Config, Tier
+    from tierfall.protocol.frames import Frame
+    from tierfall.worker.backend import Backend
+    from tierfall.worker.job import Job
+
+    Build = Callable[[str, Tier, Config], Backend]
+
+LEASE_LAPSES_S: Final = 6.0
+"""A stream whose ingress was silent for this long is stopped; the ingress renews every 0.5 s."""
+SWEEP_EVERY_S: Final = 1.0
+DRAIN_S: Final = 60.0
+"""How long a worker that was told to stop lets its requests finish."""
+
+_log: Final = logging.getLogger("tierfall.worker")
+
+
+def worker_id(kind: str) -> str:
+    """An id that says what and where it is, and is a safe subject token: ``vllm-gpubox-3f9a``."""
+    host = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")[:40] or "host"
+    return f"{kind}-{host}-{secrets.token_hex(2)}"
+
+
+class WorkerProcess:
+    """Serves every configured tier of its kind, or those it was told to.
+
+    Args:
+        kind: The kind of tier, as in the config's ``worker:``.
+        build: Makes the backend of one tier.
+        bus: Connected; the caller closes it.
+        only: Names of tiers to serve; all of the kind when empty.
+    """
+
+    def __init__(self, kind: str, build: Build, bus: Bus, only: frozenset[str] = frozenset()) -> None:
+        self.id = worker_id(kind)
+        self._kind = kind
+        self._build = build
+        self._bus = bus
+        self._only = only
+        self._outbox = Outbox(bus)
+        self._jobs: dict[int, Job] = {}
+        self._stations: dict[str, tuple[object, Station]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._applying = asyncio.Lock()
+        self._control: Subscription | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def start(self, config: Config) -> None:
+        """Subscribes, starts the stations, answers the ``nats micro`` tools."""
+        self._control = await self._bus.subscribe(subjects.control(self.id), self._on_control)
+        self._sweeping = asyncio.create_task(self._sweep(), name="lease sweep")
+        await self.apply(config)
+        await self._bus.add_service(
+            name=f"tierfall-worker-{self._kind}",
+            version=__version__,
+            description=f"Tierfall worker for {self._kind} backends",
+            metadata={"worker": self.id, "tiers": ",".join(self._stations)},
+            stats=self._stats,
+        )
+
+    async def apply(self, config: Config) -> None:
+        """Makes the stations those of this config; a changed tier's old station drains in the background."""
+        async with self._applying:
+            wanted = self._wanted(config)
+            for name, (recipe, station) in list(self._stations.items()):
+                if name not in wanted or wanted[name] != recipe:
+                    del self._stations[name]
+                    self._drain_aside(station)
+            for name, recipe in wanted.items():
+                if name not in self._stations:
+                    await self._open(name, recipe, config)
+
+    async def drain(self, timeout_s: float = DRAIN_S) -> None:
+        """Leaves every queue group, lets the requests in flight finish, and stops."""
+        async with self._applying:
+            stations = [station for _, station in self._stations.values()]
+            self._stations.clear()
+        await asyncio.gather(*(station.drain(timeout_s) for station in stations), *self._leaving)
+        for job in list(self._jobs.values()):
+            job.cancel()
+        await self._bus.flush()
+        if self._control is not None:
+            await self._control.close()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+
+    def _wanted(self, config: Config) -> dict[str, tuple[Tier, frozenset[str]]]:
+        """The tiers to serve, each with all that its backend is built from."""
+        return {
+            name: (
+                tier,
+                frozenset(model.backend_model for model in config.models.values() if model.tier == name),
+            )
+            for name, tier in config.tiers.items()
+            if tier.kind == self._kind and (not self._only or name in self._only)
+        }
+
+    async def _open(self, name: str, recipe: tuple[Tier, frozenset[str]], config: Config) -> None:
+        tier = recipe[0]
+        backend = self._build(name, tier, config)
+        station = Station(
+            name, tier, backend, worker=self.id, bus=self._bus, outbox=self._outbox, jobs=self._jobs
+        )
+        self._stations[name] = (recipe, station)
+        await station.start()
+
+    def _drain_aside(self, station: Station) -> None:
+        task = asyncio.create_task(station.drain(DRAIN_S), name=f"drain {station.name}")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def _on_control(self, message: Message) -> None:
+        if not message.data:
+            if message.reply:
+                self._bus.publish(message.reply, b"")  # a ping: somebody is here
+            return
+        try:
+            for frame in decode(message.data):
+                self._obey(frame, message.reply)
+        except FrameError as error:
+            _log.warning("dropped a control message: %s", error)
+
+    def _obey(self, frame: Frame, reply_to: str) -> None:
+        job = self._jobs.get(frame.stream)
+        if job is None:
+            if frame.kind is Kind.LEASE:
+                # Its last frame was lost, or another process took the request: do not let it hang.
+                unknown = pack_failure(BackendFault("the worker no longer knows this request"))
+                self._bus.publish(reply_to, encode(Kind.ERROR, frame.stream, frame.seq, unknown))
+            return
+        job.leased_at = asyncio.get_running_loop().time()
+        if frame.kind is Kind.CREDIT:
+            job.reply.credit(frame.payload)
+        elif frame.kind is Kind.CANCEL:
+            job.cancel()
+        elif frame.kind is Kind.BODY:
+            job.add_body(frame.seq, frame.payload)
+
+    async def _sweep(self) -> None:
+        """Stops what nobody waits for: an ingress that died cannot cancel."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            limit = loop.time() - LEASE_LAPSES_S
+            for job in [job for job in self._jobs.values() if job.leased_at < limit]:
+                _log.warning("stream %016x: its ingress is silent, stopped", job.stream)
+                job.cancel()
+
+    def _stats(self) -> dict[str, object]:
+        return {
+            name: {"in_flight": station.in_flight, "served": station.served, "backend": station.health.state}
+            for name, (_, station) in self._stations.items()
+        }

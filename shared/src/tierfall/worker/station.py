@@ -1,0 +1,214 @@
+"""One tier served by this process: its queue-group membership, its slots, its backend's health."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from tierfall.errors import BackendDown, TierBusy, TierfallError
+from tierfall.protocol import subjects
+from tierfall.protocol.envelope import unpack
+from tierfall.protocol.failure import pack_failure
+from tierfall.protocol.frames import FrameError, Kind, encode
+from tierfall.protocol.presence import BEAT_EVERY_S, Beat, pack_beat
+from tierfall.worker.backend import Health
+from tierfall.worker.job import Job
+from tierfall.worker.reply import Reply
+
+if TYPE_CHECKING:
+    from tierfall.bus import Bus, Message, Subscription
+    from tierfall.config import Tier
+    from tierfall.protocol.envelope import Envelope
+    from tierfall.worker.backend import Backend
+    from tierfall.worker.reply import Outbox
+
+PROBE_EVERY_S: Final = 1.0
+PROBE_TIMEOUT_S: Final = 5.0
+CLOCK_SKEW_S: Final = 2.0
+"""How far two machines' clocks may be apart before a late request is refused that was not late."""
+
+_log: Final = logging.getLogger("tierfall.worker")
+
+
+class Station:
+    """Serves one tier with one backend until it is drained.
+
+    Args:
+        name: The tier's name.
+        tier: Its config.
+        backend: Not started yet.
+        worker: The process's id.
+        jobs: The process's running jobs by stream, where control frames find them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tier: Tier,
+        backend: Backend,
+        *,
+        worker: str,
+        bus: Bus,
+        outbox: Outbox,
+        jobs: dict[int, Job],
+    ) -> None:
+        self.name = name
+        self.in_flight = 0
+        self.served = 0
+        self._tier = tier
+        self._backend = backend
+        self._worker = worker
+        self._bus = bus
+        self._outbox = outbox
+        self._jobs = jobs
+        self._health = Health("down", "not probed yet")
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._subscription: Subscription | None = None
+        self._tending: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Opens the backend, joins the queue group if its first probe is good, and begins to beat."""
+        await self._backend.start()
+        subject = subjects.chat(self.name)
+        await self._probe()
+        self._subscription = await self._bus.subscribe(subject, self._on_request, queue=subjects.QUEUE_GROUP)
+        self._settle()
+        self._tending = asyncio.create_task(self._tend(), name=f"station {self.name}")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Leaves the queue group, lets what is in flight finish, and says goodbye.
+
+        Args:
+            timeout_s: After this, what still runs is cancelled: its ingress sees the worker go.
+        """
+        self._draining = True
+        self._settle()
+        self._beat()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning(
+                "tier %s: %d requests did not finish in %.0f s", self.name, self.in_flight, timeout_s
+            )
+        if self._tending is not None:
+            self._tending.cancel()
+        if self._subscription is not None:
+            await self._subscription.close()
+        self._beat(gone=True)
+        await self._backend.close()
+
+    @property
+    def health(self) -> Health:
+        """What the last probe or a request found."""
+        return self._health
+
+    def _on_request(self, message: Message) -> None:
+        try:
+            envelope, part = unpack(message.data)
+        except FrameError as error:
+            _log.warning("tier %s: dropped a message that is no request: %s", self.name, error)
+            return
+        if envelope.expires_at + CLOCK_SKEW_S < time.time():
+            _log.info("tier %s: dropped request %s, delivered too late", self.name, envelope.request_id)
+            return
+        refusal = self._refusal()
+        if refusal is not None:
+            self._bus.publish(message.reply, encode(Kind.ERROR, envelope.stream, 0, pack_failure(refusal)))
+            return
+        self._admit(envelope, part, message.reply)
+
+    def _refusal(self) -> TierfallError | None:
+        """Why a straggler, delivered while this worker was leaving the group, is sent back."""
+        if self._health.state != "up":
+            return BackendDown(self._health.reason)
+        if self._draining or self.in_flight >= self._tier.max_in_flight:
+            return TierBusy("this worker has no free slot")
+        return None
+
+    def _admit(self, envelope: Envelope, part: bytes, reply_to: str) -> None:
+        forget = partial(self._jobs.pop, envelope.stream, None)
+        reply = Reply(self._outbox, reply_to, envelope.stream, envelope.window, forget)
+        job = Job(envelope, part, reply, self._backend)
+        self._jobs[job.stream] = job
+        self.in_flight += 1
+        self._idle.clear()
+        reply.accepted(self._worker)
+        task = job.start()
+        task.add_done_callback(lambda _: self._release(job))
+        self._settle()
+
+    def _release(self, job: Job) -> None:
+        self.in_flight -= 1
+        self.served += 1
+        if self.in_flight == 0:
+            self._idle.set()
+        if isinstance(job.failure, BackendDown):
+            # The backend's own word beats the last probe; the next probe may bring it back.
+            self._become(Health("down", job.failure.message))
+        self._settle()
+
+    def _settle(self) -> None:
+        """Joins or leaves the queue group as health, slots and drain demand."""
+        subscription = self._subscription
+        if subscription is None:
+            return
+        able = not self._draining and self._health.state == "up" and self.in_flight < self._tier.max_in_flight
+        if able and not subscription.joined:
+            subscription.join()
+            if self._bus.connected:
+                self._bus.publish(subjects.slot(self.name), self._worker.encode())
+        elif not able and subscription.joined:
+            subscription.leave()
+
+    async def _tend(self) -> None:
+        while True:
+            self._beat()
+            await asyncio.sleep(min(PROBE_EVERY_S, BEAT_EVERY_S))
+            await self._probe()
+            self._settle()
+
+    async def _probe(self) -> None:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                self._become(await self._backend.probe())
+        except TimeoutError:
+            self._become(Health("down", f"the health probe took longer than {PROBE_TIMEOUT_S:.0f} s"))
+        except Exception as error:  # noqa: BLE001 - a defect in one backend must not end the others
+            _log.debug("probe of tier %s", self.name, exc_info=error)
+            self._become(Health("down", f"the health probe failed: {type(error).__name__}"))
+
+    def _become(self, health: Health) -> None:
+        before, self._health = self._health, health
+        if (health.state, health.reason) != (before.state, before.reason):
+            level = logging.WARNING if health.state == "down" else logging.INFO
+            _log.log(
+                level,
+                "tier %s: backend %s%s",
+                self.name,
+                health.state,
+                health.reason and f": {health.reason}",
+            )
+            self._beat()
+
+    def _beat(self, *, gone: bool = False) -> None:
+        if not self._bus.connected:
+            return
+        beat = Beat(
+            worker=self._worker,
+            tier=self.name,
+            kind=self._tier.kind,
+            slots=self._tier.max_in_flight,
+            in_flight=self.in_flight,
+            backend=self._health.state,
+            reason=self._health.reason,
+            draining=self._draining,
+            gone=gone,
+            models=self._health.models,
+        )
+        self._bus.publish(subjects.presence(self.name, self._worker), pack_beat(beat))
