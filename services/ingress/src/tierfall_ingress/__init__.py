@@ -1,0 +1,1 @@
+"""Tierfall's HTTP side: OpenAI's API in, the ladder, NATS out."""

@@ -1,0 +1,143 @@
+"""Admission: getting one attempt into the hands of a worker, or learning why not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from tierfall.errors import BackendDown, ClientGone, NoWorkers, TierBusy, WorkerLost
+from tierfall.protocol.envelope import Envelope
+from tierfall_ingress.line import WINDOW_BYTES
+from tierfall_ingress.switchboard import new_stream
+
+if TYPE_CHECKING:
+    from tierfall_ingress.ask import Ask
+    from tierfall_ingress.ladder import Rung
+    from tierfall_ingress.line import Line
+    from tierfall_ingress.services import Services
+
+ACCEPT_S: Final = 2.0
+"""How long a worker may take to say that it holds a request."""
+STRAGGLER_TRIES: Final = 4
+"""How often a request that reached a worker just as it filled up is sent again at once."""
+LAST_TIER_PATIENCE_S: Final = 30.0
+"""How long the last live tier may be full before the client is told to come back: there is nowhere to go."""
+LOOK_AGAIN_S: Final = 0.5
+"""How often a waiting request checks that there is still somebody to wait for."""
+BUS_PATIENCE_S: Final = 2.0
+"""How long a request waits for NATS to come back."""
+
+
+class Admission:
+    """Admits one request's attempts, one after the other."""
+
+    def __init__(
+        self, services: Services, ask: Ask, client: str, *, request_id: str, traceparent: str, created: int
+    ) -> None:
+        self._services = services
+        self._ask = ask
+        self._client = client
+        self._request_id = request_id
+        self._traceparent = traceparent
+        self._created = created
+        self._attempts = 0
+
+    async def admit(self, rung: Rung, *, last: bool) -> Line:
+        """A line that a worker of the rung's tier has accepted.
+
+        Args:
+            rung: The step of the ladder.
+            last: Whether no later tier is alive, so that waiting for a slot is all there is.
+
+        Raises:
+            NoWorkers, BackendDown: There is nobody to take it.
+            TierBusy: All slots are taken, and waiting is not allowed or was in vain.
+            WorkerLost: A worker got it and was not heard of again.
+            BusDown: NATS is away.
+        """
+        room = self._services.rooms[rung.tier]
+        wakes = room.wakes
+        if not len(room):
+            line = await self._offer(rung)
+            if line is not None:
+                return line
+            await self._check_alive(rung.tier)
+        patience = max(rung.model.when_full.seconds, LAST_TIER_PATIENCE_S if last else 0.0)
+        if not patience:
+            raise TierBusy(f"every slot of tier {rung.tier!r} is taken")
+        return await self._wait(rung, patience, wakes)
+
+    async def _wait(self, rung: Rung, patience_s: float, wakes: int) -> Line:
+        loop = asyncio.get_running_loop()
+        room = self._services.rooms[rung.tier]
+        until = loop.time() + patience_s
+        with room.ticket(self._client) as ticket:
+            while (left := until - loop.time()) > 0:
+                if await ticket.turn(min(left, LOOK_AGAIN_S), wakes):
+                    wakes = room.wakes
+                    line = await self._offer(rung)
+                    if line is not None:
+                        return line
+                await self._check_alive(rung.tier)
+        raise TierBusy(
+            f"every slot of tier {rung.tier!r} was taken for {patience_s:g} s", retry_after=room.retry_after_s
+        )
+
+    async def _offer(self, rung: Rung) -> Line | None:
+        """Publishes the request; None when no worker of the tier is free to take it."""
+        for _ in range(STRAGGLER_TRIES):
+            line = await self._publish(rung)
+            try:
+                await self._accepted(line)
+            except NoWorkers:
+                return None
+            except TierBusy:
+                continue  # it was just leaving the queue group: the next try goes elsewhere
+            else:
+                return line
+        return None
+
+    async def _publish(self, rung: Rung) -> Line:
+        await self._services.bus_ready(BUS_PATIENCE_S)
+        self._attempts += 1
+        ask = self._ask
+        envelope = Envelope(
+            stream=new_stream(),
+            request_id=self._request_id,
+            attempt=self._attempts,
+            model=rung.name,
+            backend_model=rung.model.backend_model,
+            answer_id=f"chatcmpl-{self._request_id}",
+            created=self._created,
+            streaming=ask.streaming,
+            include_usage=ask.include_usage,
+            expires_at=time.time() + ACCEPT_S,
+            window=WINDOW_BYTES,
+            body_size=len(ask.body),
+            traceparent=self._traceparent,
+        )
+        return self._services.switchboard.open(rung.tier, envelope, ask.body)
+
+    async def _accepted(self, line: Line) -> None:
+        overdue = asyncio.get_running_loop().call_later(
+            ACCEPT_S, line.fail, WorkerLost(f"no worker of tier {line.tier!r} accepted within {ACCEPT_S:g} s")
+        )
+        try:
+            while not line.accepted:
+                if line.error is not None:
+                    raise line.error
+                await line.changed()
+        except asyncio.CancelledError:
+            line.fail(ClientGone("the request was given up"))
+            raise
+        finally:
+            overdue.cancel()
+
+    async def _check_alive(self, tier: str) -> None:
+        """Nobody took it: raises unless that is because everybody is busy."""
+        standing = await self._services.roster.confirm(tier)
+        if standing.state == "no_workers":
+            raise NoWorkers(f"no worker serves tier {tier!r}")
+        if standing.state != "up":
+            raise BackendDown(standing.reason or f"the backend of tier {tier!r} is {standing.state}")

@@ -1,0 +1,127 @@
+"""The HTTP side as one ASGI application: the chat route bare, the rest by FastAPI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from tierfall import __version__
+from tierfall.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, TierfallError
+from tierfall_ingress.docs import add_docs
+from tierfall_ingress.exchange import ChatEndpoint
+from tierfall_ingress.health import add_health
+from tierfall_ingress.models import add_models
+from tierfall_ingress.wire import error_body, error_headers, request_id
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from starlette.requests import Request
+
+    from tierfall_ingress.body import Receive
+    from tierfall_ingress.services import Services
+    from tierfall_ingress.wire import Send
+
+    Scope = MutableMapping[str, Any]
+    App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+CHAT_PATH: Final = "/v1/chat/completions"
+
+
+def build_app(services: Services) -> App:
+    """The whole HTTP side."""
+    api = FastAPI(
+        title="Tierfall",
+        version=__version__,
+        description="One OpenAI-compatible endpoint over tiers of models.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    add_models(api, services)
+    add_health(api, services)
+    add_docs(api)
+    api.add_exception_handler(TierfallError, _on_error)
+    api.add_exception_handler(HTTPException, _on_http_exception)
+    api.add_exception_handler(RequestValidationError, _on_invalid)
+    api.add_exception_handler(Exception, _on_defect)
+    app: App = Front(ChatEndpoint(services), api)
+    origins = services.config.server.cors_origins
+    if origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-tierfall-tier", "x-tierfall-worker", "x-tierfall-attempts"],
+        )
+    return app
+
+
+class Front:
+    """Sends chat requests to the bare route, everything else to FastAPI, with what both have in common."""
+
+    def __init__(self, chat: App, api: App) -> None:
+        self._chat = chat
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            return
+        if scope["path"] == CHAT_PATH:
+            await self._chat(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id")
+        header = (b"x-request-id", request_id(None if given is None else given.decode("latin-1")).encode())
+        head_only = scope["method"] == "HEAD"
+        if head_only:
+            scope["method"] = "GET"  # HEAD works where GET works; the body is left out below
+
+        async def send_with_id(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], header]
+            elif head_only:
+                message["body"] = b""
+            await send(message)
+
+        await self._api(scope, receive, send_with_id)
+
+
+def _answer(error: TierfallError, extra: dict[str, str] | None = None) -> Response:
+    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    return Response(error_body(error), status_code=error.status, headers=headers | (extra or {}))
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, TierfallError)  # noqa: S101 - what the handler is registered for
+    return _answer(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - what the handler is registered for
+    if error.status_code == 405:  # noqa: PLR2004 - HTTP
+        allowed = (error.headers or {}).get("Allow", "GET")
+        return _answer(
+            MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}; use {allowed}"),
+            {"allow": allowed},
+        )
+    if error.status_code == 404:  # noqa: PLR2004 - HTTP
+        return _answer(NotFound(f"there is no {request.url.path} here; GET /docs shows what there is"))
+    return _answer(InvalidRequest(str(error.detail), status=error.status_code))
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - what the handler is registered for
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return _answer(InvalidRequest(f"{where}: {first['msg']}", param=where))
+
+
+async def _on_defect(_: Request, __: Exception) -> Response:
+    return _answer(Internal("the gateway failed on this request; its log has the cause"))

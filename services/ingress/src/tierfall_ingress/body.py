@@ -1,0 +1,73 @@
+"""Reading a request body, refusing it as early as it can be known to be wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from tierfall.errors import BodyTimeout, BodyTooLarge, ClientGone, InvalidRequest, MediaTypeUnsupported
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+BODY_STALL_S: Final = 30.0
+"""How long a client may be silent in the middle of its body."""
+
+
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
+    """The whole body of a JSON request.
+
+    Raises:
+        MediaTypeUnsupported: It is not JSON, or compressed.
+        BodyTooLarge: It says or turns out to be above ``limit`` bytes.
+        BodyTimeout: The client stopped sending.
+        ClientGone: The client hung up.
+    """
+    _check_type(headers)
+    _check_length(headers.get(b"content-length"), limit)
+    message = await _next(receive)
+    if not message.get("more_body"):
+        body = message.get("body", b"")
+        _check_size(len(body), limit)
+        return bytes(body)
+    parts = bytearray(message.get("body", b""))
+    while message.get("more_body"):
+        message = await _next(receive)
+        parts += message.get("body", b"")
+        _check_size(len(parts), limit)
+    return bytes(parts)
+
+
+def _check_type(headers: Mapping[bytes, bytes]) -> None:
+    kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    if kind != b"application/json" and not kind.endswith(b"+json"):
+        shown = kind.decode("latin-1")
+        raise MediaTypeUnsupported(f"the body's Content-Type is {shown!r}; send application/json")
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise MediaTypeUnsupported("compressed bodies are not supported; send it without Content-Encoding")
+
+
+def _check_length(length: bytes | None, limit: int) -> None:
+    if length is None:
+        return
+    if not length.isdigit():
+        raise InvalidRequest("the Content-Length header is not a number")
+    _check_size(int(length[: len(str(limit)) + 1]), limit)  # a bomb of digits is too large by its first ones
+
+
+async def _next(receive: Receive) -> MutableMapping[str, Any]:
+    try:
+        async with asyncio.timeout(BODY_STALL_S):
+            message = await receive()
+    except TimeoutError:
+        raise BodyTimeout(f"the body stopped coming for {BODY_STALL_S:g} s") from None
+    if message["type"] == "http.disconnect":
+        raise ClientGone("the client hung up while sending its body")
+    return message
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise BodyTooLarge(f"the body is larger than this gateway takes ({limit} bytes; server.max_body)")

@@ -1,0 +1,200 @@
+"""``POST /v1/chat/completions``: one exchange from the request's first byte to the answer's last.
+
+A bare ASGI application: FastAPI's routing costs more than everything else that happens here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from tierfall.errors import ClientGone, Internal, MethodNotAllowed, ModelNotFound, TierfallError
+from tierfall_ingress.ask import parse_ask
+from tierfall_ingress.body import read_body
+from tierfall_ingress.keys import ANYBODY
+from tierfall_ingress.ladder import Ladder
+from tierfall_ingress.wire import JSON, error_body, error_headers, request_id, respond
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from tierfall.config import Config
+    from tierfall_ingress.ask import Ask
+    from tierfall_ingress.body import Receive
+    from tierfall_ingress.ladder import Answer
+    from tierfall_ingress.services import Services
+    from tierfall_ingress.wire import Header, Send
+
+DONE: Final = b"data: [DONE]\n\n"
+_SSE: Final[tuple[Header, ...]] = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+_log: Final = logging.getLogger("tierfall.ingress")
+
+
+class ChatEndpoint:
+    """The ASGI application of the chat route."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answers one request, whatever happens."""
+        await Exchange(self._services, scope, receive, send).run()
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(
+        self, services: Services, scope: MutableMapping[str, Any], receive: Receive, send: Send
+    ) -> None:
+        self._services = services
+        self._method = scope["method"]
+        self._headers = dict(scope["headers"])
+        self._receive = receive
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._caller = ANYBODY
+        self._ask: Ask | None = None
+        self._ladder: Ladder | None = None
+        self._answer: Answer | None = None
+        self._committed = False
+        self.id = request_id(_text(self._headers.get(b"x-request-id")))
+
+    async def run(self) -> None:
+        """Reads, climbs, answers; every way out is counted and logged once."""
+        self._services.meters.in_flight.inc()
+        status, failure = 200, None
+        try:
+            await self._run()
+        except TierfallError as error:
+            status, failure = error.status, error
+            await self._fail(error)
+        except asyncio.CancelledError:
+            status, failure = 499, ClientGone("the gateway stopped")
+            raise
+        except Exception:  # noqa: BLE001 - a defect of ours still gets an answer, and a traceback
+            _log.exception("request %s: the gateway itself failed", self.id)
+            failure = Internal(f"the gateway failed on this request; its log has it under {self.id}")
+            status = failure.status
+            await self._fail(failure)
+        finally:
+            self._services.meters.in_flight.dec()
+            self._report(status, failure)
+
+    async def _run(self) -> None:
+        ask, ladder = await self._read()
+        watch = asyncio.create_task(self._watch(), name=f"watch {self.id}")
+        try:
+            self._answer, first = await ladder.climb()
+            if ask.streaming:
+                await self._stream(self._answer, first)
+            else:
+                await respond(self._send, 200, [JSON, *self._told()], first)
+        finally:
+            watch.cancel()
+            if self._answer is not None:
+                self._answer.close()
+
+    async def _read(self) -> tuple[Ask, Ladder]:
+        if self._method != "POST":
+            raise MethodNotAllowed(f"{self._method} is not allowed here; use POST")
+        services = self._services
+        config = services.config
+        self._caller = services.keys.caller(_text(self._headers.get(b"authorization")))
+        body = await read_body(self._headers, self._receive, config.server.max_body)
+        ask = self._ask = parse_ask(body)
+        if ask.model not in config.models:
+            raise unknown_model(ask.model, config)
+        self._caller.check(ask.model)
+        traceparent = _text(self._headers.get(b"traceparent")) or ""
+        ladder = self._ladder = Ladder(
+            services, ask, self._caller, request_id=self.id, traceparent=traceparent
+        )
+        return ask, ladder
+
+    async def _watch(self) -> None:
+        """Notices that the client hangs up, in whatever phase its request is."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._ladder is not None:
+            self._ladder.hang_up()
+        if self._answer is not None:
+            self._answer.line.fail(ClientGone("the client hung up"))
+
+    async def _stream(self, answer: Answer, data: bytes) -> None:
+        send = self._send
+        await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *self._told()]})
+        self._committed = True
+        while data:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = await answer.read()
+        await send({"type": "http.response.body", "body": DONE})
+
+    async def _fail(self, error: TierfallError) -> None:
+        if isinstance(error, ClientGone):
+            return
+        body = error_body(error)
+        if self._committed:
+            await self._send({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
+            return
+        headers = [*error_headers(error), *self._told()]
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", b"POST"))
+        if self._ask is None:
+            headers.append((b"connection", b"close"))  # the rest of the body may still be on its way
+        await respond(self._send, error.status, headers, body)
+
+    def _told(self) -> list[Header]:
+        """What an answer says about itself."""
+        headers = [(b"x-request-id", self.id.encode())]
+        if self._answer is not None:
+            headers.append((b"x-tierfall-tier", self._answer.tier.encode()))
+            headers.append((b"x-tierfall-worker", self._answer.worker.encode()))
+        if self._ladder is not None:
+            headers.append((b"x-tierfall-attempts", self._ladder.story.header.encode()))
+        return headers
+
+    def _report(self, status: int, failure: TierfallError | None) -> None:
+        took = self._loop.time() - self._began
+        model = self._ask.model if self._ask is not None else ""
+        known = model if model in self._services.config.models else "other"
+        answer = self._answer
+        self._services.meters.finished(known, status, took, answer)
+        fields = {
+            "request_id": self.id,
+            "model": known,
+            "key": self._caller.name,
+            "status": status,
+            "ms": round(took * 1000, 1),
+        }
+        if self._ladder is not None:
+            fields["attempts"] = self._ladder.story.header
+        if answer is not None:
+            fields["first_output_ms"] = round(answer.first_output_s * 1000, 1)
+            fields["worker"] = answer.worker
+        if failure is not None:
+            fields["error"] = failure.slug
+        _log.info("chat", extra={"fields": fields})
+
+
+def unknown_model(name: str, config: Config) -> ModelNotFound:
+    """A 404 that names what the caller may have meant."""
+    near = difflib.get_close_matches(name, config.models, n=3, cutoff=0.4)
+    hint = (
+        f"did you mean {' or '.join(repr(model) for model in near)}?" if near else "GET /v1/models lists them"
+    )
+    shown = name if len(name) <= 100 else f"{name[:100]}…"  # noqa: PLR2004 - enough to recognise it
+    return ModelNotFound(
+        f"the model {shown!r} does not exist here; {hint}", param="model", should_retry=False
+    )
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

@@ -1,0 +1,99 @@
+"""Health and metrics: what probes, dashboards and people ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Header
+from fastapi.responses import JSONResponse, Response
+from prometheus_client.exposition import choose_encoder
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from tierfall_ingress.services import Services
+
+
+def add_health(api: FastAPI, services: Services) -> None:
+    """Adds the health routes and ``/metrics``, each under all the names that LiteLLM's users have."""
+
+    @api.get("/health/liveliness", tags=["health"], summary="Does the process answer?")
+    @api.get("/health/liveness", tags=["health"], summary="Does the process answer?")
+    async def liveness() -> str:
+        return "I'm alive!"
+
+    @api.get("/health/readiness", tags=["health"], summary="Can requests be sent here?")
+    async def readiness() -> JSONResponse:
+        problem = services.unready_because()
+        return JSONResponse(
+            {
+                "status": "unhealthy" if problem else "healthy",
+                "nats": "connected" if services.bus.connected else "disconnected",
+                **({"reason": problem} if problem else {}),
+            },
+            status_code=503 if problem else 200,
+        )
+
+    @api.get("/health", tags=["health"], summary="Which models and tiers can answer, and why not?")
+    async def health(
+        authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+    ) -> dict[str, Any]:
+        services.keys.caller(authorization)
+        return report(services)
+
+    @api.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
+    @api.get("/metrics/", include_in_schema=False, response_class=Response)
+    async def metrics(accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
+        encode, content_type = choose_encoder(accept)
+        return Response(encode(services.meters.registry), headers={"content-type": content_type})
+
+
+def report(services: Services) -> dict[str, Any]:
+    """``/health``: by tier, by model, and in the two lists that LiteLLM's ``/health`` has."""
+    config = services.config
+    models = {
+        name: {
+            "tier": model.tier,
+            "ladder": list(config.ladder(name)),
+            "healthy": services.roster.is_live(model.tier),
+            "available": services.is_available(name),
+        }
+        for name, model in config.models.items()
+    }
+    healthy = [name for name, model in models.items() if model["healthy"]]
+    unhealthy = [name for name in models if name not in healthy]
+    return {
+        "status": "healthy" if services.unready_because() is None else "unhealthy",
+        "nats": "connected" if services.bus.connected else "disconnected",
+        "tiers": {name: tier_report(services, name) for name in config.tiers},
+        "models": models,
+        "healthy_endpoints": [{"model": name} for name in healthy],
+        "unhealthy_endpoints": [
+            {"model": name, "error": tier_report(services, config.models[name].tier)["reason"]}
+            for name in unhealthy
+        ],
+        "healthy_count": len(healthy),
+        "unhealthy_count": len(unhealthy),
+    }
+
+
+def tier_report(services: Services, name: str) -> dict[str, Any]:
+    """One tier as its workers' beats tell it."""
+    standing = services.roster.standing(name)
+    return {
+        "kind": services.config.tiers[name].kind,
+        "state": standing.state,
+        "reason": standing.reason,
+        "waiting": len(services.rooms[name]),
+        "workers": [
+            {
+                "worker": beat.worker,
+                "slots": beat.slots,
+                "in_flight": beat.in_flight,
+                "state": beat.backend,
+                "reason": beat.reason,
+                "models": list(beat.models),
+            }
+            for beat in standing.workers
+        ],
+    }

@@ -1,0 +1,233 @@
+"""The ladder: one request tried on its model's tiers until one of them answers.
+
+What happens after a failure is said by the failure's class (:class:`tierfall.errors.Escalate`); this module
+only does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from tierfall.errors import BudgetSpent, ClientGone, Escalate, TierfallError
+from tierfall_ingress.admission import Admission
+from tierfall_ingress.clocks import Clocks
+from tierfall_ingress.story import Story
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tierfall.config import Model
+    from tierfall_ingress.ask import Ask
+    from tierfall_ingress.keys import Caller
+    from tierfall_ingress.line import Line
+    from tierfall_ingress.services import Services
+
+MAX_RATE_LIMIT_WAITS: Final = 3
+"""How often one rung waits out a 429; a provider that answers nothing else is left alone."""
+MIN_RATE_LIMIT_WAIT_S: Final = 0.25
+
+
+class Rung:
+    """One step of the ladder: a model on its tier, and the clock that runs over all tries on it."""
+
+    def __init__(self, name: str, model: Model, since: float) -> None:
+        self.name = name
+        self.model = model
+        self.tier = model.tier
+        self.since = since
+        self.retried = False
+        self.waited = 0
+
+    def left_s(self, now: float) -> float:
+        """Seconds until this rung's first-token deadline."""
+        return self.since + self.model.deadlines.first_token - now
+
+    def pause_before_retry(self, error: TierfallError, now: float) -> float | None:
+        """How long to wait before another try on this tier; None to go on to the next."""
+        left = self.left_s(now)
+        if error.escalate is Escalate.RETRY and not self.retried and left > 0:
+            self.retried = True
+            return 0.0
+        if error.escalate is Escalate.WAIT and error.retry_after is not None:
+            pause = max(error.retry_after, MIN_RATE_LIMIT_WAIT_S)
+            if pause < left and self.waited < MAX_RATE_LIMIT_WAITS:
+                self.waited += 1
+                return pause
+        return None
+
+
+class Answer:
+    """A committed answer: from here on it is this tier's or an error, never another's.
+
+    Attributes:
+        model: The configured name of the model that answers.
+        first_output_s: From the request's beginning to its first real output.
+    """
+
+    def __init__(self, rung: Rung, line: Line, clocks: Clocks, first_output_s: float) -> None:
+        self.model = rung.name
+        self.tier = rung.tier
+        self.worker = line.worker
+        self.first_output_s = first_output_s
+        self.line = line
+        self._clocks = clocks
+
+    async def read(self) -> bytes:
+        """What is there of the answer, at once or as soon as there is some; empty at its end.
+
+        Raises:
+            TierfallError: It broke off.
+        """
+        line = self.line
+        while True:
+            if line.readable:
+                return line.take()
+            if line.ended:
+                return b""
+            if line.error is not None:
+                raise line.error
+            await line.changed()
+
+    async def read_whole(self) -> bytes:
+        """All of it."""
+        parts = []
+        while part := await self.read():
+            parts.append(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Must be called once: stops the clocks, and the backend if it is still at work."""
+        self._clocks.stop()
+        self.line.fail(ClientGone("the client hung up"))
+
+
+class Ladder:
+    """One request's way over its tiers.
+
+    Args:
+        services: The gateway's.
+        ask: The request.
+        caller: Whose it is.
+        request_id: For logs, spans and the answer's id.
+        traceparent: The caller's, passed on.
+    """
+
+    def __init__(
+        self, services: Services, ask: Ask, caller: Caller, *, request_id: str, traceparent: str = ""
+    ) -> None:
+        self._services = services
+        self._config = services.config
+        self._loop = asyncio.get_running_loop()
+        self._ask = ask
+        self._began = self._loop.time()
+        self._names = self._config.ladder(ask.model)
+        self._budget = self._config.models[ask.model].deadlines.budget
+        self._admission = Admission(
+            services,
+            ask,
+            caller.name,
+            request_id=request_id,
+            traceparent=traceparent,
+            created=int(time.time()),
+        )
+        self._giving_up: asyncio.Timeout | None = None
+        self._gone = False
+        self.story = Story()
+
+    async def climb(self) -> tuple[Answer, bytes]:
+        """Goes up until a tier answers.
+
+        Returns:
+            The answer and its first bytes (all of them when the client does not stream).
+
+        Raises:
+            TierfallError: Nobody could answer, the request is at fault, the budget is spent, the client left.
+        """
+        try:
+            async with asyncio.timeout_at(self._began + self._budget) as self._giving_up:
+                return await self._climb()
+        except TimeoutError:
+            if self._gone:
+                raise ClientGone("the client hung up") from None
+            raise self._over_budget() from None
+        finally:
+            self._giving_up = None
+
+    def hang_up(self) -> None:
+        """The client is gone: whatever is under way for it stops."""
+        self._gone = True
+        if self._giving_up is not None:
+            self._giving_up.reschedule(self._loop.time())
+
+    async def _climb(self) -> tuple[Answer, bytes]:
+        window_needed = 0
+        index = 0
+        while True:
+            rung = Rung(self._names[index], self._config.models[self._names[index]], self._loop.time())
+            try:
+                return await self._try_rung(rung, index)
+            except TierfallError as error:
+                if error.escalate is Escalate.NEVER:
+                    raise
+                if error.escalate is Escalate.LARGER:
+                    window_needed = max(window_needed, rung.model.context_window or 0) + 1
+                following = next(self._larger(index + 1, window_needed), None)
+                if following is None:
+                    raise self.story.verdict(self._ask.model) from error
+                self._services.meters.escalated(rung.tier, error.slug)
+                index = following
+
+    def _larger(self, start: int, window: int) -> Iterator[int]:
+        """The rungs from ``start`` on whose context window is known to suffice, if one is needed."""
+        for index in range(start, len(self._names)):
+            if not window or (self._config.models[self._names[index]].context_window or 0) >= window:
+                yield index
+
+    async def _try_rung(self, rung: Rung, index: int) -> tuple[Answer, bytes]:
+        while True:
+            began = self._loop.time()
+            try:
+                answered = await self._attempt(rung, index)
+            except TierfallError as error:
+                now = self._loop.time()
+                self._note(rung, now - began, error)
+                pause = rung.pause_before_retry(error, now)
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                self._note(rung, self._loop.time() - began, None)
+                return answered
+
+    async def _attempt(self, rung: Rung, index: int) -> tuple[Answer, bytes]:
+        line = await self._admission.admit(rung, last=not self._can_move_on(index))
+        if not rung.retried and not rung.waited:
+            rung.since = self._loop.time()  # standing in line has its own limit
+        clocks = Clocks(line, rung.model.deadlines, rung.since, lambda: self._can_move_on(index))
+        answer = Answer(rung, line, clocks, 0.0)
+        try:
+            first = await (answer.read() if self._ask.streaming else answer.read_whole())
+        except BaseException:
+            answer.close()
+            raise
+        answer.first_output_s = (line.first_output_at or self._loop.time()) - self._began
+        return answer, first
+
+    def _can_move_on(self, index: int) -> bool:
+        """Whether a later tier is alive."""
+        roster, models = self._services.roster, self._config.models
+        return any(roster.is_live(models[name].tier) for name in self._names[index + 1 :])
+
+    def _note(self, rung: Rung, took_s: float, error: TierfallError | None) -> None:
+        self.story.add(rung.tier, took_s, error)
+        self._services.meters.attempted(rung.tier, self.story.chapters[-1].outcome)
+
+    def _over_budget(self) -> TierfallError:
+        told = self.story.header
+        return BudgetSpent(
+            f"no answer from {self._ask.model!r} within its budget of {self._budget:g} s"
+            + (f" (tried: {told})" if told else ""),
+            should_retry=False,
+        )

@@ -1,0 +1,184 @@
+"""A line: the ingress's half of one attempt's stream."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING, Final
+
+from tierfall.errors import NoWorkers, WorkerLost
+from tierfall.protocol import subjects
+from tierfall.protocol.failure import unpack_failure
+from tierfall.protocol.frames import Kind, encode
+
+if TYPE_CHECKING:
+    from tierfall.bus import Bus
+    from tierfall.errors import TierfallError
+    from tierfall.protocol.frames import Frame
+    from tierfall_ingress.switchboard import Switchboard
+
+WINDOW_BYTES: Final = 256 * 1024
+"""What a worker may send ahead of what the client has taken."""
+CREDIT_EVERY_BYTES: Final = 64 * 1024
+_CREDIT: Final = struct.Struct("!Q")
+
+
+class Line:
+    """Frames in, answer bytes out; whoever reads it waits on :meth:`changed`.
+
+    A clock, a lost worker and a client that hangs up all end a line the same way a worker's error frame does:
+    with :meth:`fail`. So its reader has one thing to wait for.
+
+    Attributes:
+        worker: The id of the worker that holds the request, once it has accepted.
+        first_output_at: Loop time of the first real output, ``None`` before it.
+        output_at: Loop time of the last one.
+        doing: What the worker last said that it is doing.
+        ended: Whether the answer is whole.
+        error: Why there will be no (more) answer.
+    """
+
+    __slots__ = (
+        "_board",
+        "_body",
+        "_bus",
+        "_chunks",
+        "_credited",
+        "_loop",
+        "_parts",
+        "_seq",
+        "_taken",
+        "_waiter",
+        "accepted",
+        "doing",
+        "ended",
+        "ending",
+        "error",
+        "first_output_at",
+        "output_at",
+        "read_at",
+        "stream",
+        "tier",
+        "worker",
+    )
+
+    def __init__(self, board: Switchboard, bus: Bus, stream: int, tier: str, rest_of_body: bytes) -> None:
+        self._board = board
+        self._bus = bus
+        self._loop = asyncio.get_running_loop()
+        self._body = rest_of_body
+        self._chunks: list[bytes] = []
+        self._parts: list[bytes] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._seq = 0
+        self._taken = 0
+        self._credited = 0
+        self.stream = stream
+        self.tier = tier
+        self.worker = ""
+        self.accepted = False
+        self.first_output_at: float | None = None
+        self.output_at: float | None = None
+        self.read_at = self._loop.time()
+        self.doing = ""
+        self.ended = False
+        self.ending = b""
+        self.error: TierfallError | None = None
+
+    # -- what the switchboard calls
+
+    def feed(self, frame: Frame) -> None:
+        """Takes one frame from the worker."""
+        if frame.seq != self._seq:
+            self.fail(WorkerLost(f"expected frame {self._seq} from the worker, got {frame.seq}"))
+            return
+        self._seq += 1
+        kind = frame.kind
+        if kind is Kind.CHUNK or kind is Kind.PART:
+            self._parts.append(frame.payload)
+            if kind is Kind.CHUNK:
+                self._chunks += self._parts
+                self._parts = []
+                self._on_output()
+        elif kind is Kind.ACCEPTED:
+            self._on_accepted(frame.payload)
+        elif kind is Kind.PROGRESS:
+            self.doing = frame.payload.decode("ascii", "replace")
+        elif kind is Kind.OUTPUT:
+            self._on_output()
+        elif kind is Kind.END:
+            self.ended = True
+            self.ending = frame.payload
+            self._board.forget(self)
+        elif kind is Kind.ERROR:
+            self._finish(unpack_failure(frame.payload))
+        self._wake()
+
+    def no_responders(self) -> None:
+        """NATS says that nobody is in the tier's queue group."""
+        self._finish(NoWorkers("no worker took the request"))
+        self._wake()
+
+    # -- what the attempt calls
+
+    def fail(self, error: TierfallError) -> None:
+        """Ends the line from this side. Does nothing to one that has ended.
+
+        The worker is told to stop; one that has not said yet that it holds the request is turned down when
+        it does (the switchboard finds no line for it).
+        """
+        if self.error is None and not self.ended:
+            if self.worker and self._bus.connected:
+                self._control(Kind.CANCEL, 0, error.slug.encode())
+            self._finish(error)
+            self._wake()
+
+    async def changed(self) -> None:
+        """Waits for the next frame or end."""
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    @property
+    def readable(self) -> bool:
+        """Whether :meth:`take` has something."""
+        return bool(self._chunks)
+
+    def take(self) -> bytes:
+        """All the bytes that are there, as one; grants the worker credit for them."""
+        chunks, self._chunks = self._chunks, []
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._taken += len(data)
+        self.read_at = self._loop.time()
+        if self._taken - self._credited >= CREDIT_EVERY_BYTES and not self.ended and self._bus.connected:
+            self._credited = self._taken
+            self._control(Kind.CREDIT, 0, _CREDIT.pack(self._taken))
+        return data
+
+    # -- inside
+
+    def _on_output(self) -> None:
+        self.output_at = self._loop.time()
+        if self.first_output_at is None:
+            self.first_output_at = self.output_at
+
+    def _on_accepted(self, worker: bytes) -> None:
+        self.accepted = True
+        self.worker = worker.decode("ascii", "replace")
+        limit = self._board.part_bytes
+        for number, start in enumerate(range(0, len(self._body), limit)):
+            self._control(Kind.BODY, number, self._body[start : start + limit])
+        self._body = b""
+
+    def _control(self, kind: Kind, seq: int, payload: bytes) -> None:
+        self._bus.publish(subjects.control(self.worker), encode(kind, self.stream, seq, payload))
+
+    def _finish(self, error: TierfallError) -> None:
+        self.error = error
+        self._board.forget(self)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,134 @@
+"""The ingress process: config, bus, HTTP server, and an orderly end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+import uvloop
+
+from tierfall import logs
+from tierfall.bus import Bus, BusOptions
+from tierfall.config import Watcher, load
+from tierfall.errors import BusDown, ConfigError
+from tierfall_ingress.app import build_app
+from tierfall_ingress.connection import Connection
+from tierfall_ingress.meters import Meters
+from tierfall_ingress.services import Services
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tierfall.config import Config
+
+BUS_WAIT_S: Final = 30.0
+"""How long the ingress waits for NATS at its start before it gives up and says so."""
+DRAIN_S: Final = 60
+"""How long an ingress that was told to stop lets its requests finish."""
+KEEP_ALIVE_S: Final = 75
+"""Longer than common load balancers keep an idle connection, so that they close it and not we."""
+
+_log: Final = logging.getLogger("tierfall.ingress")
+
+
+def main() -> None:
+    """``tierfall-ingress --config FILE``."""
+    parser = argparse.ArgumentParser(prog="tierfall-ingress", description="Tierfall's HTTP side.")
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="the config file of all services"
+    )
+    path = parser.parse_args().config
+    logs.configure("ingress")
+    try:
+        uvloop.run(serve(path, load(path, os.environ)))
+    except (ConfigError, BusDown) as error:
+        sys.exit(f"tierfall-ingress: {error.message}")
+
+
+async def serve(path: Path, config: Config) -> None:
+    """Serves until SIGTERM or Ctrl-C, then lets the requests in flight finish."""
+    bus = await Bus.connect(
+        BusOptions(
+            servers=config.nats.address,
+            name="tierfall-ingress",
+            token=config.nats.token.value,
+            creds=config.nats.creds,
+            connect_timeout_s=BUS_WAIT_S,
+        )
+    )
+    services = Services(bus, config, Meters())
+    await services.start()
+    server = Server(services)
+    loop = asyncio.get_running_loop()
+    watcher = Watcher(
+        path, on_change=lambda new: _apply(services, new), on_refused=_refused, environ=os.environ
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    loop.add_signal_handler(signal.SIGHUP, watcher.reload_now)
+    try:
+        async with watcher:
+            await server.serve()
+    finally:
+        await services.close()
+        await bus.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, stopped by us: first not ready, then no new connections, then the requests in flight end."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        address = services.config.server
+        super().__init__(
+            uvicorn.Config(
+                build_app(services),
+                host=address.host,
+                port=address.port,
+                http=Connection,
+                ws="none",
+                loop="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=DRAIN_S,
+            )
+        )
+
+    def stop(self) -> None:
+        """Begins the orderly end; a second call ends at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._services.draining = True
+        _log.info("stopping: %d requests in flight", self._services.switchboard.open_lines)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are :func:`serve`'s."""
+        yield
+
+
+def _apply(services: Services, config: Config) -> None:
+    before = services.config.server
+    services.apply(config)
+    _log.info("config changed: applied")
+    if (before.host, before.port, before.cors_origins) != (
+        config.server.host,
+        config.server.port,
+        config.server.cors_origins,
+    ):
+        _log.warning("server.host, server.port and server.cors_origins take effect at the next start")
+
+
+def _refused(error: ConfigError) -> None:
+    _log.error("the changed config is refused, the old one stays: %s", error.message)

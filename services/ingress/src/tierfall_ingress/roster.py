@@ -1,0 +1,131 @@
+"""The roster: who serves which tier, as the workers' beats tell."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from tierfall.protocol import subjects
+from tierfall.protocol.presence import BEAT_STALE_S, Beat, unpack_beat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tierfall.bus import Bus, Message, Subscription
+
+PING_S: Final = 0.25
+"""How long a worker may take to say that it is there, before its last beat is believed instead."""
+CONFIRMED_FOR_S: Final = 0.25
+
+TierState = Literal["up", "loading", "down", "no_workers"]
+_RANK: Final[dict[str, int]] = {"up": 2, "loading": 1, "down": 0}
+
+
+class Standing(NamedTuple):
+    """How a tier stands right now."""
+
+    state: TierState
+    reason: str
+    free: int
+    """Slots that nobody uses, over all workers that are up."""
+    workers: tuple[Beat, ...]
+
+
+class Roster:
+    """The latest beat of every worker.
+
+    Args:
+        bus: Where the beats come from.
+        on_free: Called with a tier's name and a number of free slots, whenever a worker says it has some.
+    """
+
+    def __init__(self, bus: Bus, on_free: Callable[[str, int], None]) -> None:
+        self._bus = bus
+        self._on_free = on_free
+        self._loop = asyncio.get_running_loop()
+        self._beats: dict[str, dict[str, tuple[Beat, float]]] = {}
+        self._subscriptions: list[Subscription] = []
+        self._pings = bus.inbox()
+        self._confirmed: dict[str, float] = {}
+        self._asked: dict[str, asyncio.Future[None]] = {}
+
+    async def start(self) -> None:
+        """Listens for beats and free slots."""
+        self._subscriptions = [
+            await self._bus.subscribe(subjects.PRESENCE_ALL, self._on_beat),
+            await self._bus.subscribe(subjects.SLOTS_ALL, self._on_slot),
+            await self._bus.subscribe(f"{self._pings}.>", self._on_pong),
+        ]
+
+    async def close(self) -> None:
+        """Stops listening."""
+        for subscription in self._subscriptions:
+            await subscription.close()
+
+    def standing(self, tier: str) -> Standing:
+        """How ``tier`` stands; workers that were silent for too long are not counted."""
+        limit = self._loop.time() - BEAT_STALE_S
+        beats = tuple(
+            beat for beat, at in self._beats.get(tier, {}).values() if at >= limit and not beat.draining
+        )
+        if not beats:
+            return Standing("no_workers", "no worker serves this tier", 0, ())
+        best = max(beats, key=lambda beat: _RANK[beat.backend])
+        free = sum(max(0, beat.slots - beat.in_flight) for beat in beats if beat.backend == "up")
+        return Standing(best.backend, best.reason, free, beats)
+
+    def is_live(self, tier: str) -> bool:
+        """Whether some worker of the tier has its backend up."""
+        return self.standing(tier).state == "up"
+
+    async def confirm(self, tier: str) -> Standing:
+        """As :meth:`standing`, after asking the tier's workers whether they are still there.
+
+        For when nobody took a request though beats say that somebody could: a worker that was killed leaves
+        its last beat behind, but NATS knows at once that it is gone.
+        """
+        asked = [self._ping(beat.worker) for beat in self.standing(tier).workers if beat.backend == "up"]
+        if asked:
+            await asyncio.wait(asked, timeout=PING_S)
+        return self.standing(tier)
+
+    def drop(self, worker: str) -> None:
+        """The worker is known to be gone."""
+        for workers in self._beats.values():
+            workers.pop(worker, None)
+
+    def _ping(self, worker: str) -> asyncio.Future[None]:
+        asked = self._asked.get(worker)
+        if asked is not None and not asked.done():
+            return asked
+        asked = self._asked[worker] = self._loop.create_future()
+        if self._loop.time() - self._confirmed.get(worker, float("-inf")) < CONFIRMED_FOR_S:
+            asked.set_result(None)
+        elif self._bus.connected:
+            self._bus.publish(subjects.control(worker), b"", reply=f"{self._pings}.{worker}")
+        return asked
+
+    def _on_pong(self, message: Message) -> None:
+        worker = message.subject.rpartition(".")[2]
+        if message.no_responders:
+            self.drop(worker)
+        else:
+            self._confirmed[worker] = self._loop.time()
+        asked = self._asked.pop(worker, None)
+        if asked is not None and not asked.done():
+            asked.set_result(None)
+
+    def _on_beat(self, message: Message) -> None:
+        beat = unpack_beat(message.data)
+        if beat is None:
+            return
+        workers = self._beats.setdefault(beat.tier, {})
+        if beat.gone:
+            workers.pop(beat.worker, None)
+            return
+        workers[beat.worker] = (beat, self._loop.time())
+        if beat.backend == "up" and not beat.draining and beat.in_flight < beat.slots:
+            self._on_free(beat.tier, beat.slots - beat.in_flight)
+
+    def _on_slot(self, message: Message) -> None:
+        self._on_free(message.subject.rpartition(".")[2], 1)

@@ -1,0 +1,95 @@
+"""What every request handler shares."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from tierfall.errors import BusDown
+from tierfall_ingress.keys import KeyRing
+from tierfall_ingress.roster import Roster
+from tierfall_ingress.switchboard import Switchboard
+from tierfall_ingress.waiting import WaitingRoom
+
+if TYPE_CHECKING:
+    from tierfall.bus import Bus
+    from tierfall.config import Config
+    from tierfall_ingress.meters import Meters
+
+
+class Services:
+    """The bus and all that stands on it, and the config of the moment.
+
+    A request takes ``config`` and ``keys`` once, at its beginning: a reload changes the next request.
+    """
+
+    def __init__(self, bus: Bus, config: Config, meters: Meters) -> None:
+        self.bus = bus
+        self.meters = meters
+        self.roster = Roster(bus, self._on_free)
+        self.switchboard = Switchboard(bus, self.roster.drop)
+        self.rooms: dict[str, WaitingRoom] = {}
+        self.draining = False
+        self.started_at = int(time.time())
+        self._bus_up = asyncio.Event()
+        if bus.connected:
+            self._bus_up.set()
+        bus.on_state(self._on_bus_state)
+        self.apply(config)
+
+    async def start(self) -> None:
+        """Subscribes to replies and beats."""
+        await self.switchboard.start()
+        await self.roster.start()
+
+    async def close(self) -> None:
+        """Ends what is open on the bus."""
+        await self.switchboard.close()
+        await self.roster.close()
+
+    def apply(self, config: Config) -> None:
+        """Makes this the config of all requests to come."""
+        self.config = config
+        self.keys = KeyRing(config.server.api_keys)
+        for name, tier in config.tiers.items():
+            room = self.rooms.setdefault(name, WaitingRoom(name, tier.max_waiting))
+            room.limit = tier.max_waiting
+
+    def is_available(self, model: str) -> bool:
+        """Whether some tier of the model's ladder could answer now."""
+        models = self.config.models
+        return any(self.roster.is_live(models[name].tier) for name in self.config.ladder(model))
+
+    def unready_because(self) -> str | None:
+        """Why no request should be sent to this process; None when it is ready."""
+        if self.draining:
+            return "the gateway is stopping"
+        if not self.bus.connected:
+            return "no connection to NATS"
+        return None
+
+    async def bus_ready(self, timeout_s: float) -> None:
+        """Waits for NATS to come back.
+
+        Raises:
+            BusDown: It did not within ``timeout_s``.
+        """
+        if self.bus.connected:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._bus_up.wait()
+        except TimeoutError:
+            raise BusDown("the gateway has lost its message bus for the moment", retry_after=1.0) from None
+
+    def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature
+        if connected:
+            self._bus_up.set()
+        else:
+            self._bus_up.clear()
+
+    def _on_free(self, tier: str, free: int) -> None:
+        room = self.rooms.get(tier)
+        if room is not None:
+            room.wake(free)

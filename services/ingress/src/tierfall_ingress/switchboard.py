@@ -1,0 +1,151 @@
+"""The switchboard: opens lines, routes frames to them, renews their leases.
+
+All replies to one ingress come to one wildcard inbox; frames carry the stream they belong to. Each half
+second one message per worker renews the leases of all its streams; it carries a reply subject, so if the
+worker is dead NATS itself says *no responders* and every line to it ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final
+
+from tierfall.errors import WorkerLost
+from tierfall.protocol import subjects
+from tierfall.protocol.envelope import pack
+from tierfall.protocol.frames import FrameError, Kind, decode, encode
+from tierfall_ingress.line import Line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tierfall.bus import Bus, Message, Subscription
+    from tierfall.protocol.envelope import Envelope
+    from tierfall.protocol.frames import Frame
+
+LEASE_EVERY_S: Final = 0.5
+PART_BYTES: Final = 512 * 1024
+"""A larger body goes in parts: one that went whole would hold up all that is queued behind it."""
+ENVELOPE_RESERVE_BYTES: Final = 16 * 1024
+_LEASE_TOKEN: Final = "lease"  # noqa: S105 - a subject token, no secret
+
+_log: Final = logging.getLogger("tierfall.ingress")
+
+
+def new_stream() -> int:
+    """An attempt's id: random, so that a late or foreign frame finds nobody."""
+    return secrets.randbits(64)
+
+
+class Switchboard:
+    """All open lines of this ingress process.
+
+    Args:
+        bus: What carries them.
+        on_lost: Called with the id of a worker that turned out to be gone.
+    """
+
+    def __init__(self, bus: Bus, on_lost: Callable[[str], None]) -> None:
+        self._bus = bus
+        self._on_lost = on_lost
+        self._base = bus.inbox()
+        self._lines: dict[int, Line] = {}
+        self._inbox: Subscription | None = None
+        self._leasing: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Subscribes the inbox and begins to renew leases."""
+        self._inbox = await self._bus.subscribe(f"{self._base}.>", self._on_message)
+        self._leasing = asyncio.create_task(self._renew_leases(), name="leases")
+        self._bus.on_state(self._on_bus_state)
+
+    async def close(self) -> None:
+        """Ends every line and stops listening."""
+        for line in list(self._lines.values()):
+            line.fail(WorkerLost("the ingress is stopping"))
+        if self._leasing is not None:
+            self._leasing.cancel()
+        if self._inbox is not None:
+            await self._inbox.close()
+
+    @property
+    def open_lines(self) -> int:
+        """How many attempts are under way."""
+        return len(self._lines)
+
+    @property
+    def part_bytes(self) -> int:
+        """How much of a body travels in one message."""
+        return min(PART_BYTES, self._bus.max_payload - ENVELOPE_RESERVE_BYTES)
+
+    def open(self, tier: str, envelope: Envelope, body: bytes) -> Line:
+        """Publishes one attempt on its tier.
+
+        Raises:
+            BusDown: There is no connection to NATS now.
+        """
+        part = self.part_bytes
+        line = Line(self, self._bus, envelope.stream, tier, body[part:])
+        message = pack(envelope, body[:part])
+        self._bus.publish(subjects.chat(tier), message, reply=f"{self._base}.{envelope.stream:016x}")
+        self._lines[envelope.stream] = line
+        return line
+
+    def forget(self, line: Line) -> None:
+        """Frames for this line find nobody from now on."""
+        self._lines.pop(line.stream, None)
+
+    def _on_message(self, message: Message) -> None:
+        if message.no_responders:
+            self._on_no_responders(message.subject[len(self._base) + 1 :])
+            return
+        try:
+            for frame in decode(message.data):
+                line = self._lines.get(frame.stream)
+                if line is not None:
+                    line.feed(frame)
+                elif frame.kind is Kind.ACCEPTED:
+                    self._turn_down(frame)
+        except FrameError as error:
+            _log.warning("dropped a reply: %s", error)
+
+    def _turn_down(self, frame: Frame) -> None:
+        """A worker accepted what nobody waits for any longer."""
+        worker = frame.payload.decode("ascii", "replace")
+        self._bus.publish(subjects.control(worker), encode(Kind.CANCEL, frame.stream, 0, b"too_late"))
+
+    def _on_no_responders(self, token: str) -> None:
+        kind, _, worker = token.partition(".")
+        if kind == _LEASE_TOKEN:
+            for line in [line for line in self._lines.values() if line.worker == worker]:
+                line.fail(WorkerLost(f"worker {worker} is gone"))
+            self._on_lost(worker)
+            return
+        try:
+            unanswered = self._lines.get(int(token, 16))
+        except ValueError:
+            return
+        if unanswered is not None:
+            unanswered.no_responders()
+
+    def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature
+        """What no worker holds when NATS goes away may never have reached one: it is sent again."""
+        if not connected:
+            for line in [line for line in self._lines.values() if not line.accepted]:
+                line.fail(WorkerLost("the connection to NATS was lost before a worker accepted"))
+
+    async def _renew_leases(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_EVERY_S)
+            if not self._bus.connected:
+                continue
+            leases: defaultdict[str, list[bytes]] = defaultdict(list)
+            for line in self._lines.values():
+                if line.worker:
+                    leases[line.worker].append(encode(Kind.LEASE, line.stream, 0))
+            for worker, frames in leases.items():
+                reply = f"{self._base}.{_LEASE_TOKEN}.{worker}"
+                self._bus.publish(subjects.control(worker), b"".join(frames), reply=reply)
