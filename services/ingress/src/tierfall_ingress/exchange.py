@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DONE: Final = b"data: [DONE]\n\n"
 _SSE: Final[tuple[Header, ...]] = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )

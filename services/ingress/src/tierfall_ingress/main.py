@@ -69,7 +69,11 @@ async def serve(path: Path, config: Config) -> None:
     server = Server(services)
     loop = asyncio.get_running_loop()
     watcher = Watcher(
-        path, on_change=lambda new: _apply(services, new), on_refused=_refused, environ=os.environ
+        path,
+        on_change=lambda changed: _apply(services, changed),
+        on_refused=_refused,
+        environ=os.environ,
+        current=config,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)

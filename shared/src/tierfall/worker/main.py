@@ -39,7 +39,7 @@ def run_worker(kind: str, build: Build) -> None:
     arguments = _parse(kind)
     logs.configure(f"worker-{kind}")
     try:
-        config = load(arguments.config, os.environ)
+        config = load(arguments.config, os.environ, for_worker=True)
         only = _only(kind, arguments.tier, config)
         uvloop.run(_serve(kind, build, arguments.config, config, only))
     except (ConfigError, BusDown) as error:
@@ -102,7 +102,9 @@ async def _serve_on(bus: Bus, process: WorkerProcess, path: Path, config: Config
         applying.add(task)
         task.add_done_callback(applying.discard)
 
-    watcher = Watcher(path, on_change=apply, on_refused=_refused, environ=os.environ)
+    watcher = Watcher(
+        path, on_change=apply, on_refused=_refused, environ=os.environ, current=config, for_worker=True
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, watcher.reload_now)

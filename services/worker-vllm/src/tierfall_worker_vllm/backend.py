@@ -1,0 +1,61 @@
+"""One engine that speaks OpenAI's API, as the worker runtime's backend."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from tierfall.upstream import OpenAIUpstream, Source, encode, prepare
+from tierfall_worker_vllm.engine import Engine
+from tierfall_worker_vllm.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tierfall.config import VllmTier
+    from tierfall.worker import Ask, Health
+
+
+class VllmBackend:
+    """Sends requests on as they are and passes chunks back as they come.
+
+    Args:
+        name: The tier's name, for error messages.
+        tier: Its config.
+        expected: The engine's names of the models that the config has on this tier.
+    """
+
+    def __init__(self, name: str, tier: VllmTier, expected: frozenset[str] = frozenset()) -> None:
+        source = Source(name, tier.base_url, tier.api_key.source or f"tiers.{name}.api_key")
+        headers = {"Authorization": f"Bearer {tier.api_key.value}"} if tier.api_key else {}
+        self._upstream = OpenAIUpstream(source, headers=headers)
+        self._engine = Engine(self._upstream, expected)
+
+    async def start(self) -> None:
+        """Opens the HTTP session."""
+        await self._upstream.start()
+
+    async def probe(self) -> Health:
+        """The engine's health, and now and then its models."""
+        return await self._engine.probe()
+
+    async def chat(self, ask: Ask) -> AsyncIterator[bytes]:
+        """Streams one answer; adds usage when the engine sends none of its own.
+
+        Raises:
+            TierfallError: What :meth:`tierfall.upstream.OpenAIUpstream.stream_chat` raises.
+        """
+        messages = ask.body.get("messages")
+        prepare(ask.body, ask.backend_model)
+        tally = Tally()
+        async with aclosing(self._upstream.stream_chat(encode(ask.body))) as payloads:
+            async for payload in payloads:
+                tally.note(payload)
+                yield payload
+        if tally.lacks_usage and messages is not None:
+            prompt_tokens = await self._engine.count_tokens(ask.backend_model, messages)
+            yield tally.usage_chunk(ask.backend_model, prompt_tokens)
+
+    async def close(self) -> None:
+        """Closes the engine's connections."""
+        await self._upstream.close()

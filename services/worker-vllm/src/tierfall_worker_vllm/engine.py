@@ -1,0 +1,160 @@
+"""What an engine says of itself beside chat: its health, its models, its token counts.
+
+vLLM does not listen before its model is loaded, answers ``/health`` with an empty 200 afterwards and with an
+empty 503 once its engine is dead. llama.cpp's server listens at once and answers 503 ``Loading model`` until
+it is ready. SGLang has ``/health`` too; LM Studio and others have only ``/v1/models``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+import msgspec
+
+from tierfall.errors import BackendError
+from tierfall.upstream import OpenAIUpstream, Reply
+from tierfall.worker import Health
+
+PROBE_TIMEOUT_S: Final = 1.0
+MODELS_EVERY_S: Final = 60.0
+TOLERATED_TIMEOUTS: Final = 2
+"""An engine deep in a long prompt may be late with its health; that often in a row it still counts as up."""
+TOKENIZE_TIMEOUT_S: Final = 1.5
+"""Below what the worker runtime waits for the tail of a complete answer."""
+MAX_SIDE_BYTES: Final = 32 * 1024 * 1024
+BYTES_PER_TOKEN: Final = 4
+"""English text has about four bytes a token; used only when the engine cannot count."""
+NAMES_SHOWN: Final = 5
+
+_OK: Final = 200
+_UNAVAILABLE: Final = 503
+_NO_PATH: Final = frozenset({404, 405, 501})
+_KEY_STATUSES: Final = frozenset({401, 403})
+_encoder: Final = msgspec.json.Encoder()
+
+
+class Engine:
+    """The side of one engine that is not chat.
+
+    Args:
+        upstream: Its HTTP client; ``/health`` and ``/tokenize`` are beside the base URL's ``/v1``.
+        expected: The models that the config has there, in the engine's names.
+    """
+
+    def __init__(self, upstream: OpenAIUpstream, expected: frozenset[str]) -> None:
+        self._upstream = upstream
+        self._root = upstream.base_url.removesuffix("/v1")
+        self._expected = expected
+        self._last = Health("down", "not probed yet")
+        self._timeouts = 0
+        self._has_health = True
+        self._models: tuple[str, ...] = ()
+        self._models_due = 0.0
+
+    async def probe(self) -> Health:
+        """Asks the engine how it is; never raises for one that is down."""
+        try:
+            self._last = await self._asked()
+            self._timeouts = 0
+        except TimeoutError:
+            self._timeouts += 1
+            if self._last.state != "up" or self._timeouts > TOLERATED_TIMEOUTS:
+                self._last = Health("down", f"{self._root} does not answer within {PROBE_TIMEOUT_S:g} s")
+        except BackendError as error:
+            self._last = Health("down", error.message)
+        if self._last.state != "up":
+            self._models_due = 0.0
+            self._has_health = True  # another engine may come up at the same address
+        return self._last
+
+    async def _asked(self) -> Health:
+        if self._has_health:
+            reply = await self._get(f"{self._root}/health")
+            if reply.status in _NO_PATH:
+                self._has_health = False
+            elif reply.status != _OK:
+                return self._unwell(reply, "/health")
+        if not self._has_health or time.monotonic() >= self._models_due:
+            reply = await self._get(f"{self._upstream.base_url}/models")
+            if reply.status in _KEY_STATUSES:
+                key = self._upstream.source.key
+                return Health("down", f"{self._root} refused the key ({reply.status}): check {key}")
+            if not self._has_health and reply.status != _OK:
+                return self._unwell(reply, "/v1/models")
+            self._models = _names(reply.json)
+            self._models_due = time.monotonic() + MODELS_EVERY_S
+        return Health("up", self._hint(), self._models)
+
+    def _unwell(self, reply: Reply, path: str) -> Health:
+        """503 means loading where the engine says so, or where it has not been up yet."""
+        if reply.status == _UNAVAILABLE and (b"oading" in reply.body or self._last.state != "up"):
+            return Health("loading", f"{self._root} is loading its model")
+        return Health("down", f"{self._root}{path} answers {reply.status}: see the engine's log")
+
+    def _hint(self) -> str:
+        """What is served, if a configured model is not among it; llama.cpp ignores the name, vLLM does not."""
+        missing = sorted(self._expected - set(self._models))
+        if not missing or not self._models:
+            return ""
+        shown = ", ".join(self._models[:NAMES_SHOWN])
+        more = "" if len(self._models) <= NAMES_SHOWN else f" and {len(self._models) - NAMES_SHOWN} more"
+        return f"{self._root} serves {shown}{more}, not {', '.join(missing)}: check backend_model"
+
+    async def _get(self, url: str) -> Reply:
+        return await self._upstream.ask("GET", url, timeout_s=PROBE_TIMEOUT_S)
+
+    async def count_tokens(self, model: str, messages: msgspec.Raw) -> int:
+        """The prompt's tokens: as vLLM counts them, else as llama.cpp does, else from the text's length."""
+        try:
+            async with asyncio.timeout(TOKENIZE_TIMEOUT_S):
+                counted = await self._as_vllm(model, messages)
+                if counted is None:
+                    counted = await self._as_llama_cpp(messages)
+        except (TimeoutError, BackendError):
+            counted = None
+        return _from_length(messages) if counted is None else counted
+
+    async def _as_vllm(self, model: str, messages: msgspec.Raw) -> int | None:
+        found = await self._post("/tokenize", {"model": model, "messages": messages})
+        count = found.get("count")
+        return count if isinstance(count, int) else None
+
+    async def _as_llama_cpp(self, messages: msgspec.Raw) -> int | None:
+        prompt = (await self._post("/apply-template", {"messages": messages})).get("prompt")
+        if not isinstance(prompt, str):
+            return None
+        tokens = (await self._post("/tokenize", {"content": prompt, "add_special": True})).get("tokens")
+        return len(tokens) if isinstance(tokens, list) else None
+
+    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The answer's object; empty when there is none."""
+        reply = await self._upstream.ask(
+            "POST",
+            f"{self._root}{path}",
+            body=_encoder.encode(body),
+            timeout_s=TOKENIZE_TIMEOUT_S,
+            max_bytes=MAX_SIDE_BYTES,
+        )
+        found = reply.json if reply.status == _OK else None
+        return found if isinstance(found, dict) else {}
+
+
+def _names(listed: Any) -> tuple[str, ...]:
+    """The ids of an OpenAI model list."""
+    data = listed.get("data") if isinstance(listed, dict) else None
+    found = [each.get("id") for each in data or () if isinstance(each, dict)]
+    return tuple(name for name in found if isinstance(name, str))
+
+
+def _from_length(messages: msgspec.Raw) -> int:
+    """An estimate from the text's bytes; images and other parts are not text."""
+    text = 0
+    decoded = msgspec.json.decode(messages)
+    for message in decoded if isinstance(decoded, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts = [part.get("text") for part in parts if isinstance(part, dict)]
+        text += sum(len(each.encode()) for each in texts if isinstance(each, str))
+    return -(-text // BYTES_PER_TOKEN)

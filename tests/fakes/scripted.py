@@ -1,0 +1,100 @@
+"""A backend without an engine: each request plays the next script. For what only the runtime decides."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from tierfall.errors import TierfallError
+from tierfall.worker import Ask, Health, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+Step = bytes | Progress | TierfallError | float | asyncio.Event
+"""A chunk's JSON, a sign of life, a failure, a pause in seconds, or something to wait for."""
+
+
+def chunk(
+    content: str | None = None,
+    *,
+    role: str | None = None,
+    finish: str | None = None,
+    index: int = 0,
+    usage: dict[str, int] | None = None,
+    **delta: Any,
+) -> bytes:
+    """One chunk as an engine would send it."""
+    if role is not None:
+        delta["role"] = role
+    if content is not None:
+        delta["content"] = content
+    choice = {"index": index, "delta": delta, "finish_reason": finish}
+    body: dict[str, Any] = {"id": "engine-1", "object": "chat.completion.chunk", "created": 1, "model": "engine"}
+    body["choices"] = [choice]
+    if usage is not None:
+        body["usage"] = usage
+    return json.dumps(body).encode()
+
+
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def says(*words: str) -> list[Step]:
+    """A whole answer of these words, with usage."""
+    usage = json.dumps({"choices": [], "usage": USAGE}).encode()
+    return [chunk("", role="assistant"), *map(chunk, words), chunk(finish="stop"), usage]
+
+
+class ScriptedBackend:
+    """Plays scripts; remembers what it was asked and how each request ended.
+
+    Attributes:
+        scripts: The next requests' steps; when none is left, the answer is ``Hello world.``
+        health: What the next probe finds.
+        asks: The requests so far.
+        cancelled: How many were cut off.
+        running: How many run now.
+    """
+
+    def __init__(self, scripts: Iterable[list[Step]] = ()) -> None:
+        self.scripts = deque(scripts)
+        self.health = Health("up")
+        self.asks: list[Ask] = []
+        self.cancelled = 0
+        self.running = 0
+        self.closed = False
+
+    async def start(self) -> None:
+        """Nothing to open."""
+
+    async def probe(self) -> Health:
+        """As set."""
+        return self.health
+
+    async def chat(self, ask: Ask) -> AsyncIterator[bytes | Progress]:
+        """Plays the next script."""
+        self.asks.append(ask)
+        script = self.scripts.popleft() if self.scripts else says("Hello", " world.")
+        self.running += 1
+        try:
+            for step in script:
+                if isinstance(step, TierfallError):
+                    raise step
+                if isinstance(step, asyncio.Event):
+                    await step.wait()
+                elif isinstance(step, float):
+                    await asyncio.sleep(step)
+                else:
+                    yield step
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    async def close(self) -> None:
+        """Remembered."""
+        self.closed = True
