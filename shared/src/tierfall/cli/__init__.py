@@ -1,0 +1,5 @@
+"""The ``tierfall`` command."""
+
+from tierfall.cli.main import main
+
+__all__ = ["main"]

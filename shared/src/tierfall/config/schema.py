@@ -5,7 +5,7 @@ Durations are in seconds once decoded (``3s``, ``500ms``, ``10m`` in the file), 
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, NoReturn
 
 import msgspec
 
@@ -24,16 +24,34 @@ class Size(int):
     """Bytes; written ``512KiB``, ``32MiB`` or a plain number in the file."""
 
 
-class Secret(msgspec.Struct, frozen=True):
+class Secret:
     """A secret that knows where it came from and does not show itself.
+
+    Not a struct: msgspec, ``dataclasses.asdict`` and their like would write out its value.
 
     Attributes:
         value: Empty when the environment variable is not set.
         source: The environment variable's name, empty for one written into the file.
     """
 
-    value: str = ""
-    source: str = ""
+    __slots__ = ("source", "value")
+    value: str
+    source: str
+
+    def __init__(self, value: str = "", source: str = "") -> None:
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "source", source)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a Secret does not change, so {name!r} cannot be set")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return (self.value, self.source) == (other.value, other.source)
+
+    def __hash__(self) -> int:
+        return hash((self.value, self.source))
 
     def __repr__(self) -> str:
         return f"Secret(source={self.source!r})"
@@ -42,10 +60,28 @@ class Secret(msgspec.Struct, frozen=True):
         return bool(self.value)
 
 
-class Wait(msgspec.Struct, frozen=True):
+class Wait:
     """``when_full: wait(5s)``: stand in line for a slot that long, then escalate. ``escalate`` is 0 s."""
 
-    seconds: float = 0.0
+    __slots__ = ("seconds",)
+    seconds: float
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        object.__setattr__(self, "seconds", float(seconds))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a Wait does not change, so {name!r} cannot be set")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Wait):
+            return NotImplemented
+        return self.seconds == other.seconds
+
+    def __hash__(self) -> int:
+        return hash(self.seconds)
+
+    def __repr__(self) -> str:
+        return f"Wait({self.seconds:g})"
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

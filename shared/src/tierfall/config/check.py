@@ -1,0 +1,282 @@
+"""What one key of the file alone cannot show: references, clocks against each other, doors left open.
+
+Problems make a config unusable. Notes are for its operator to read; ``tierfall check`` prints them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Final
+from urllib.parse import SplitResult, urlsplit
+
+from tierfall.config.decode import near
+from tierfall.config.problem import Problem, within
+from tierfall.config.scalars import show_duration, shown
+from tierfall.config.schema import EMBEDDED, CloudTier, OllamaTier, Secret, VllmTier
+from tierfall.protocol.subjects import TIER_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from tierfall.config.schema import Config, Deadlines, Model, Nats, Server, Tier
+
+KNOWN_PROVIDERS: Final = ("openai", "groq", "gemini", "mistral")
+"""Cloud providers whose address need not be written."""
+_NATS_SCHEMES: Final = ("nats", "tls", "ws", "wss")
+_WEB_SCHEMES: Final = ("http", "https")
+_MAX_PORT: Final = 65535
+
+
+def problems(config: Config, *, for_worker: bool = False) -> list[str]:
+    """What makes the config unusable, one line each, with the path: ``models.a.tier: ...``.
+
+    Args:
+        config: Decoded.
+        for_worker: Leaves out the client keys, which a worker does not have.
+    """
+    return [str(problem) for problem in find(config, for_worker=for_worker)]
+
+
+def find(config: Config, *, for_worker: bool = False) -> list[Problem]:
+    """The same as :func:`problems`, with path and text apart."""
+    found = [*_server(config.server), *_nats(config.nats)]
+    if not for_worker:
+        found += _client_keys(config)
+    for group in ("tiers", "models"):
+        if not getattr(config, group):
+            found.append(Problem(group, "is empty; without one nothing can be answered"))
+    for name, tier in config.tiers.items():
+        found += _tier(name, tier)
+    for name, model in config.models.items():
+        found += _model(name, model, config)
+    return found
+
+
+def notes(config: Config) -> list[str]:
+    """What works, but is perhaps not meant: one line each."""
+    used = {model.tier for model in config.models.values()}
+    said = [f"{within('tiers', name)}: no model uses it" for name in config.tiers if name not in used]
+    for path, secret in secrets(config):
+        if secret.source and not secret:
+            said.append(f"{path}: {secret.source} is not set{_without(path)}")
+        elif not secret.source:
+            said.append(f"{path}: stands in the file; ${{NAME}} would keep it out")
+    for name, tier in config.tiers.items():
+        if isinstance(tier, VllmTier) and not _path(tier.base_url).endswith("/v1"):
+            said.append(f"{within('tiers', name)}.base_url: does not end in /v1, as vLLM's own does")
+    for name, model in config.models.items():
+        rungs = config.ladder(name)[:-1]
+        before_last_s = sum(config.models[rung].deadlines.first_token for rung in rungs)
+        if rungs and before_last_s >= model.deadlines.budget:
+            said.append(
+                f"{within('models', name)}.deadlines.budget: is {show_duration(model.deadlines.budget)}, "
+                f"but the tiers before the ladder's last may take {show_duration(before_last_s)}"
+            )
+    if config.nats.creds and config.nats.url == EMBEDDED:
+        said.append("nats.creds: has no effect on an embedded server; it takes a token")
+    return said
+
+
+def secrets(config: Config) -> Iterator[tuple[str, Secret]]:
+    """Every secret that the file names, with its path."""
+    for index, key in enumerate(config.server.api_keys):
+        yield within("server.api_keys", index), key.key
+    if config.nats.token != Secret():
+        yield "nats.token", config.nats.token
+    for name, tier in config.tiers.items():
+        if not isinstance(tier, OllamaTier) and tier.api_key != Secret():
+            yield f"{within('tiers', name)}.api_key", tier.api_key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _without(path: str) -> str:
+    return ", so this tier cannot answer" if path.startswith("tiers") else ""
+
+
+def _server(server: Server) -> Iterator[Problem]:
+    # Port 0 is the system's way to say: any free one.
+    yield from _range("server.port", server.port, 0, _MAX_PORT)
+    if not server.host:
+        yield Problem("server.host", "is empty; write 127.0.0.1 for this machine only, 0.0.0.0 for all")
+    if server.max_body < 1:
+        yield Problem("server.max_body", "is 0, so that no request would fit")
+    for index, origin in enumerate(server.cors_origins):
+        if origin != "*" and (text := _web_address(origin, path=False)):
+            yield Problem(within("server.cors_origins", index), f"{text}, or *")
+
+
+def _client_keys(config: Config) -> Iterator[Problem]:
+    server = config.server
+    if not server.api_keys and not is_loopback(server.host):
+        yield Problem(
+            "server.api_keys",
+            f"is empty while host is {shown(server.host)}, which other machines can reach; name a key, "
+            "or listen on 127.0.0.1",
+        )
+    first: dict[str, str] = {}
+    for index, key in enumerate(server.api_keys):
+        path = within("server.api_keys", index)
+        if not key.key:
+            said = f"{key.key.source} is not set; " if key.key.source else ""
+            yield Problem(path, f"{said}an empty key would let everybody in")
+        elif (earlier := first.setdefault(key.key.value, path)) != path:
+            yield Problem(path, f"is the same key as {earlier}")
+        for place, model in enumerate(key.models or ()):
+            if model not in config.models:
+                yield Problem(within(f"{path}.models", place), _unknown("model", model, config.models))
+
+
+def _nats(nats: Nats) -> Iterator[Problem]:
+    # A server of its own must have a port that its clients know.
+    yield from _range("nats.port", nats.port, 1, _MAX_PORT)
+    if nats.url == EMBEDDED:
+        if not nats.token and not is_loopback(nats.host):
+            said = f"{nats.token.source} is not set" if nats.token.source else "is missing"
+            yield Problem(
+                "nats.token",
+                f"{said} while the embedded server listens on {shown(nats.host)}, "
+                "which other machines can reach",
+            )
+        return
+    for address in nats.url.split(","):
+        parts = _split(address.strip())
+        if parts is not None and (parts.username or parts.password):
+            yield Problem("nats.url", "holds a user or password; put it into token or creds")
+        elif parts is None or parts.scheme not in _NATS_SCHEMES or not parts.hostname:
+            yield Problem("nats.url", f"is {shown(nats.url)}, must be embedded, or nats://host:4222")
+
+
+def _tier(name: str, tier: Tier) -> Iterator[Problem]:
+    path = within("tiers", name)
+    if not TIER_NAME.fullmatch(name):
+        yield Problem(
+            path, "a tier's name is up to 63 of a-z, 0-9, _ and -, and begins with a letter or digit"
+        )
+    yield from _at_least(f"{path}.max_in_flight", tier.max_in_flight, 1)
+    yield from _at_least(f"{path}.max_waiting", tier.max_waiting, 0)
+    if tier.run and not tier.run[0]:
+        yield Problem(f"{path}.run", "begins with an empty text, must begin with a command")
+    match tier:
+        case CloudTier():
+            yield from _cloud(path, tier)
+        case OllamaTier():
+            yield from _base_url(path, tier.base_url)
+            if _path(tier.base_url).endswith(("/v1", "/api")):
+                text = f"is {shown(tier.base_url)}, must be Ollama's address without /v1 or /api"
+                yield Problem(f"{path}.base_url", text)
+            yield from _at_least(f"{path}.num_ctx", tier.num_ctx, 1)
+        case VllmTier():
+            yield from _base_url(path, tier.base_url)
+
+
+def _cloud(path: str, tier: CloudTier) -> Iterator[Problem]:
+    if tier.base_url:
+        yield from _base_url(path, tier.base_url)
+    elif tier.provider not in KNOWN_PROVIDERS:
+        said = near(tier.provider, KNOWN_PROVIDERS)
+        yield Problem(f"{path}.provider", f"{shown(tier.provider)} is not known and has no base_url; {said}")
+
+
+def _model(name: str, model: Model, config: Config) -> Iterator[Problem]:
+    path = within("models", name)
+    if not name or not name.isprintable() or name != name.strip():
+        yield Problem(path, "a model's name is printable text without white space around it")
+    if model.tier not in config.tiers:
+        yield Problem(f"{path}.tier", _unknown("tier", model.tier, config.tiers))
+    if not model.backend_model:
+        yield Problem(f"{path}.backend_model", "is empty; write the name that the backend knows the model by")
+    for index, fallback in enumerate(model.fallbacks):
+        here = within(f"{path}.fallbacks", index)
+        if fallback == name:
+            yield Problem(here, "is the model itself, which has failed when its fallbacks are tried")
+        elif fallback not in config.models:
+            yield Problem(
+                here, _unknown("model", fallback, (other for other in config.models if other != name))
+            )
+        elif fallback in model.fallbacks[:index]:
+            yield Problem(here, f"{shown(fallback)} stands in the list already")
+    yield from _at_least(f"{path}.context_window", model.context_window, 1)
+    yield from _deadlines(f"{path}.deadlines", model.deadlines)
+
+
+def _deadlines(path: str, deadlines: Deadlines) -> Iterator[Problem]:
+    positive = True
+    for name in deadlines.__struct_fields__:
+        seconds = getattr(deadlines, name)
+        if seconds is not None and seconds <= 0:
+            positive = False
+            yield Problem(f"{path}.{name}", "is 0s, must be longer")
+    if not positive:
+        return
+    first = f"is {show_duration(deadlines.first_token)}"
+    if deadlines.first_token > deadlines.total:
+        text = f"{first}, longer than total ({show_duration(deadlines.total)})"
+        yield Problem(f"{path}.first_token", text)
+    if deadlines.first_token > deadlines.budget:
+        text = f"{first}, longer than budget ({show_duration(deadlines.budget)})"
+        yield Problem(f"{path}.first_token", text)
+    if deadlines.load is not None and deadlines.load > deadlines.total:
+        loading, total = show_duration(deadlines.load), show_duration(deadlines.total)
+        yield Problem(f"{path}.load", f"is {loading}, longer than total ({total})")
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    return f"{shown(name)} is not a {what} of this file; {near(name, known)}"
+
+
+def _at_least(path: str, value: int | None, least: int) -> Iterator[Problem]:
+    if value is not None and value < least:
+        yield Problem(path, f"is {value}, must be at least {least}")
+
+
+def _range(path: str, value: int, least: int, most: int) -> Iterator[Problem]:
+    if not least <= value <= most:
+        yield Problem(path, f"is {value}, must be from {least} to {most}")
+
+
+def _base_url(path: str, url: str) -> Iterator[Problem]:
+    if text := _web_address(url, path=True):
+        yield Problem(f"{path}.base_url", text)
+
+
+def _web_address(url: str, *, path: bool) -> str:
+    """What is wrong with an http(s) address, empty when nothing is."""
+    parts = _split(url)
+    if parts is not None and (parts.username or parts.password):
+        return "holds a user or password, which logs would show"
+    example = "http://127.0.0.1:8000/v1" if path else "https://chat.example.org"
+    if (
+        parts is None
+        or parts.scheme not in _WEB_SCHEMES
+        or not parts.hostname
+        or parts.query
+        or parts.fragment
+    ):
+        return f"is {shown(url)}, must be an http or https address such as {example}"
+    if not path and parts.path:
+        return f"is {shown(url)}, must be an origin without a path, such as {example}"
+    return ""
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of a URL; ``None`` where it is none."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for one out of range
+    except ValueError:
+        return None
+    return None if any(letter.isspace() for letter in url) else parts
+
+
+def _path(url: str) -> str:
+    parts = _split(url)
+    return parts.path.rstrip("/") if parts else ""

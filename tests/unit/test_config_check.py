@@ -1,0 +1,245 @@
+"""What is wrong between the keys of a file: references, clocks, doors left open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tierfall.config import Config, Deadlines, Secret, Server, VllmTier, load, notes, parse, problems
+from tierfall.config.check import is_loopback
+from tierfall.config.scalars import show_duration
+from tierfall.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+GOOD = """
+server: {}
+nats: {}
+tiers:
+  gpu: {worker: vllm, base_url: http://127.0.0.1:8000/v1}
+  cpu: {worker: ollama, base_url: http://127.0.0.1:11434}
+  far: {worker: cloud, provider: groq, api_key: sk}
+models:
+  big: {tier: gpu, backend_model: b}
+  small: {tier: cpu, backend_model: s}
+  last: {tier: far, backend_model: l}
+"""
+
+
+def changed(before: str, after: str) -> str:
+    """The good file with one place changed."""
+    assert GOOD.count(before) == 1
+    return GOOD.replace(before, after)
+
+
+def server(entries: str) -> str:
+    """The good file with these entries under ``server``."""
+    return changed("server: {}", f"server: {{{entries}}}")
+
+
+def nats(entries: str) -> str:
+    """The good file with these entries under ``nats``."""
+    return changed("nats: {}", f"nats: {{{entries}}}")
+
+
+def big(entries: str) -> str:
+    """The good file with these entries in its first model."""
+    return changed("backend_model: b}", f"backend_model: b, {entries}}}")
+
+
+def test_the_good_file_is_good() -> None:
+    """The file that the cases below break has no problem of its own."""
+    assert problems(parse(GOOD, {}, "home.yaml")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # References.
+        (changed("tier: gpu", "tier: gpx"), '9: models.big.tier: "gpx" is not a tier of this file; did you'),
+        (changed("tier: gpu", "tier: zzz"), '"zzz" is not a tier of this file; known: cpu, far, gpu'),
+        (
+            big("fallbacks: [smal]"),
+            'models.big.fallbacks[0]: "smal" is not a model of this file; did you mean ',
+        ),
+        (
+            big("fallbacks: [small, big]"),
+            "models.big.fallbacks[1]: is the model itself, which has failed when",
+        ),
+        (big("fallbacks: [last, last]"), 'models.big.fallbacks[1]: "last" stands in the list already'),
+        (
+            server("api_keys: [{key: a, models: [big, lst]}]"),
+            'server.api_keys[0].models[1]: "lst" is not a model of this file; did you mean "last"?',
+        ),
+        # Names.
+        (
+            changed("gpu: {", "GPU: {"),
+            "5: tiers.GPU: a tier's name is up to 63 of a-z, 0-9, _ and -, and begins",
+        ),
+        (changed("gpu: {", "a.b: {"), 'tiers["a.b"]: a tier\'s name is up to 63'),
+        (changed("big: {", '" big": {'), "a model's name is printable text without white space around it"),
+        (changed("backend_model: b}", 'backend_model: ""}'), "models.big.backend_model: is empty; write the"),
+        # Addresses.
+        (
+            changed("http://127.0.0.1:8000", "ftp://h"),
+            'tiers.gpu.base_url: is "ftp://h/v1", must be an http or',
+        ),
+        (changed("http://127.0.0.1:8000", "127.0.0.1:8000"), "tiers.gpu.base_url: is "),
+        (changed("http://127.0.0.1:8000", "http://"), "tiers.gpu.base_url: is "),
+        (changed("http://127.0.0.1:8000", "http://h:99999"), "tiers.gpu.base_url: is "),
+        (changed("http://127.0.0.1:8000/v1", "'http://h/v1?key=1'"), "tiers.gpu.base_url: is "),
+        (changed("8000/v1", "8000/v1#key"), "tiers.gpu.base_url: is "),
+        (
+            changed("127.0.0.1:8000", "me:pw@h"),
+            "tiers.gpu.base_url: holds a user or password, which logs would",
+        ),
+        (
+            changed("11434", "11434/v1/"),
+            'tiers.cpu.base_url: is "http://127.0.0.1:11434/v1/", must be Ollama\'s',
+        ),
+        (
+            changed("provider: groq", "provider: grok"),
+            'tiers.far.provider: "grok" is not known and has no base',
+        ),
+        (changed("provider: groq", "provider: grok, base_url: h"), 'tiers.far.base_url: is "h", must be'),
+        (nats("url: nats//h"), 'nats.url: is "nats//h", must be embedded, or nats://host:4222'),
+        (nats("url: 'nats://a,http://b'"), "nats.url: is "),
+        (nats("url: 'nats://u:p@a'"), "3: nats.url: holds a user or password; put it into token or creds"),
+        (
+            server("cors_origins: [https://a/b]"),
+            'server.cors_origins[0]: is "https://a/b", must be an origin',
+        ),
+        # Doors.
+        (
+            server("host: 0.0.0.0"),
+            '2: server.api_keys: is empty while host is "0.0.0.0", which other machines',
+        ),
+        (server("host: box.lan"), "server.api_keys: is empty while host"),
+        (server('host: ""'), "server.host: is empty"),
+        (
+            server("api_keys: [${UNSET}]"),
+            "server.api_keys[0]: UNSET is not set; an empty key would let every",
+        ),
+        (server("api_keys: [a, {key: a}]"), "server.api_keys[1]: is the same key as server.api_keys[0]"),
+        (server("api_keys: [${SET}, ${SET}]"), "server.api_keys[1]: is the same key as server.api_keys[0]"),
+        (
+            nats("host: 0.0.0.0"),
+            'nats.token: is missing while the embedded server listens on "0.0.0.0", which',
+        ),
+        (nats("host: '::', token: ${UNSET}"), "nats.token: UNSET is not set while the embedded server"),
+        # Numbers.
+        (server("port: 65536"), "server.port: is 65536, must be from 0 to 65535"),
+        (nats("port: 0"), "nats.port: is 0, must be from 1 to 65535"),
+        (server("max_body: 0"), "server.max_body: is 0"),
+        (
+            changed("provider: groq", "provider: groq, max_in_flight: 0"),
+            "tiers.far.max_in_flight: is 0, must be",
+        ),
+        (
+            changed("provider: groq", "provider: groq, max_waiting: -1"),
+            "tiers.far.max_waiting: is -1, must be at",
+        ),
+        (changed("11434}", "11434, num_ctx: 0}"), "tiers.cpu.num_ctx: is 0, must be at least 1"),
+        (changed("11434}", "11434, run: ['']}"), "tiers.cpu.run: begins with an empty text"),
+        (big("context_window: 0"), "models.big.context_window: is 0, must be at least 1"),
+        # Clocks.
+        (big("deadlines: {idle: 0s}"), "9: models.big.deadlines.idle: is 0s, must be longer"),
+        (big("deadlines: {load: 0ms}"), "models.big.deadlines.load: is 0s, must be longer"),
+        (big("deadlines: {total: 20s}"), "models.big.deadlines.first_token: is 30s, longer than total (20s)"),
+        (big("deadlines: {budget: 1500ms}"), "deadlines.first_token: is 30s, longer than budget (1.5s)"),
+        (big("deadlines: {load: 1h}"), "models.big.deadlines.load: is 1h, longer than total (10m)"),
+        # Nothing there.
+        ("tiers: {}\nmodels: {}", "1: tiers: is empty; without one nothing can be answered"),
+    ],
+)
+def test_a_contradiction_is_told_where_and_what(text: str, expected: str) -> None:
+    """Each contradiction is named with line and path, and says what would be right."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text, {"SET": "sk"}, "home.yaml")
+    assert expected in caught.value.message
+    assert all(line.startswith("home.yaml:") for line in caught.value.message.splitlines())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        server("host: '::1'"),
+        server("host: localhost, port: 0"),
+        server("host: 0.0.0.0, api_keys: [a, {key: b, models: [big]}]"),
+        server("cors_origins: ['*', 'https://chat.example.org:8443']"),
+        nats("url: 'nats://a:4222, tls://b', creds: /etc/nats.creds"),
+        nats("host: 0.0.0.0, token: ${SET}"),
+        big("fallbacks: [small, last]"),
+        changed("provider: groq", "provider: mine, base_url: https://h/v1"),
+        changed("8000/v1", "8000"),
+    ],
+)
+def test_what_is_allowed(text: str) -> None:
+    """What looks near to the mistakes above, but is right, is let through."""
+    assert problems(parse(text, {"SET": "sk"}, "home.yaml")) == []
+
+
+def test_all_contradictions_are_in_one_list() -> None:
+    """A config built in code is checked alike, and every problem is in the list."""
+    config = Config(
+        tiers={"A": VllmTier(base_url="h", api_key=Secret("sk"))},
+        models={},
+        server=Server(host="0.0.0.0", port=-1),
+    )
+    assert [problem.split(":")[0] for problem in problems(config)] == [
+        "server.port",
+        "server.api_keys",
+        "models",
+        "tiers.A",
+        "tiers.A.base_url",
+    ]
+    assert "server.api_keys" not in "".join(problems(config, for_worker=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (changed("tier: cpu", "tier: gpu"), "tiers.cpu: no model uses it"),
+        (
+            changed("api_key: sk", "api_key: ${UNSET}"),
+            "tiers.far.api_key: UNSET is not set, so this tier cannot",
+        ),
+        (nats("token: ${UNSET}"), "nats.token: UNSET is not set"),
+        (GOOD, "tiers.far.api_key: stands in the file; ${NAME} would keep it out"),
+        (changed("8000/v1", "8000/"), "tiers.gpu.base_url: does not end in /v1, as vLLM's own does"),
+        (
+            big("fallbacks: [small, last], deadlines: {budget: 1m}"),
+            "models.big.deadlines.budget: is 1m, but the tiers before the ladder's last may take 1m",
+        ),
+        (nats("creds: /x"), "nats.creds: has no effect on an embedded server; it takes a token"),
+    ],
+)
+def test_what_is_only_noted(text: str, expected: str) -> None:
+    """What works but may not be meant is a note, and no problem."""
+    config = parse(text, {}, "home.yaml")
+    assert any(note.startswith(expected) for note in notes(config))
+
+
+def test_a_file_without_oddities_has_no_notes() -> None:
+    """A config with its secrets in the environment and every tier in use has nothing to note."""
+    assert notes(parse(changed("api_key: sk", "api_key: ${SET}"), {"SET": "sk"}, "home.yaml")) == []
+    assert not any("no model uses" in note for note in notes(load(ROOT / "examples/full.yaml", {})))
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("localhost", True)]
+    + [(host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.evil.org", "", "127.0.0.1.org")],
+)
+def test_loopback(host: str, expected: bool) -> None:  # noqa: FBT001 # a parametrised expectation
+    """Only addresses that no other machine can reach count as loopback; a name is not trusted."""
+    assert is_loopback(host) is expected
+
+
+def test_the_page_tells_the_clocks_defaults() -> None:
+    """The config page's defaults of the deadlines are the schema's."""
+    page = (ROOT / "docs/config.md").read_text()
+    defaults = Deadlines()
+    for name in ("first_token", "idle", "total", "budget"):
+        assert f"| `{name}` | `{show_duration(getattr(defaults, name))}` |" in page
+    assert defaults.load is None
