@@ -10,7 +10,7 @@ from tierfall_worker_vllm.engine import Engine
 from tierfall_worker_vllm.tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from tierfall.config import VllmTier
     from tierfall.worker import Ask, Health
@@ -39,7 +39,7 @@ class VllmBackend:
         """The engine's health, and now and then its models."""
         return await self._engine.probe()
 
-    async def chat(self, ask: Ask) -> AsyncIterator[bytes]:
+    async def chat(self, ask: Ask) -> AsyncGenerator[bytes, None]:
         """Streams one answer; adds usage when the engine sends none of its own.
 
         Raises:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tierfall.errors import BackendError
-from tierfall.upstream import OpenAIUpstream, Reply
+from tierfall.errors import BackendDown, BackendError
 from tierfall.worker import Health
+
+if TYPE_CHECKING:
+    from tierfall.upstream import OpenAIUpstream, Reply
 
 PROBE_TIMEOUT_S: Final = 1.0
 MODELS_EVERY_S: Final = 60.0
@@ -49,6 +51,8 @@ class Engine:
         self._expected = expected
         self._last = Health("down", "not probed yet")
         self._timeouts = 0
+        self._was_up = False
+        """Whether the process that listens there has been up before."""
         self._has_health = True
         self._models: tuple[str, ...] = ()
         self._models_due = 0.0
@@ -63,8 +67,11 @@ class Engine:
             if self._last.state != "up" or self._timeouts > TOLERATED_TIMEOUTS:
                 self._last = Health("down", f"{self._root} does not answer within {PROBE_TIMEOUT_S:g} s")
         except BackendError as error:
+            self._was_up = self._was_up and not isinstance(error, BackendDown)
             self._last = Health("down", error.message)
-        if self._last.state != "up":
+        if self._last.state == "up":
+            self._was_up = True
+        else:
             self._models_due = 0.0
             self._has_health = True  # another engine may come up at the same address
         return self._last
@@ -89,12 +96,12 @@ class Engine:
 
     def _unwell(self, reply: Reply, path: str) -> Health:
         """503 means loading where the engine says so, or where it has not been up yet."""
-        if reply.status == _UNAVAILABLE and (b"oading" in reply.body or self._last.state != "up"):
+        if reply.status == _UNAVAILABLE and (b"oading" in reply.body or not self._was_up):
             return Health("loading", f"{self._root} is loading its model")
         return Health("down", f"{self._root}{path} answers {reply.status}: see the engine's log")
 
     def _hint(self) -> str:
-        """What is served, if a configured model is not among it; llama.cpp ignores the name, vLLM does not."""
+        """What is served, if a configured model is not among it. Only a hint: llama.cpp ignores the name."""
         missing = sorted(self._expected - set(self._models))
         if not missing or not self._models:
             return ""

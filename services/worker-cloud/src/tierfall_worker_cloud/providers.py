@@ -1,0 +1,142 @@
+"""What is known of each provider, as data. A new one is an entry in :data:`PROVIDERS`.
+
+A request field that is not named here travels as it is. Sources: the providers' API references and their
+published clients, as of 2026; where the two disagree, the error messages that users report.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tierfall.errors import ConfigError
+from tierfall_worker_cloud.chunks import ChunkMender, GeminiMender, GroqMender, MistralMender
+
+if TYPE_CHECKING:
+    from tierfall.config import CloudTier
+
+
+class Rename(msgspec.Struct, frozen=True):
+    """A field that the provider knows by another name."""
+
+    old: str
+    new: str
+    models: str = ""
+    """Regular expression, matched at the start of the backend's model name; empty for all models."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A field that the provider cannot honour.
+
+    One of the ``neutral`` values, or null, asks for nothing and is only left out.
+    """
+
+    field: str
+    neutral: tuple[bool | float | dict[str, float] | list[str], ...] = ()
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True):
+    """One provider: where it is, what it takes, what its chunks need.
+
+    Attributes:
+        name: As in the config's ``provider:``.
+        base_url: With its version path, without ``/chat/completions``.
+        stream_usage: Whether it takes ``stream_options.include_usage``.
+        renames: Fields that go under another name; done silently.
+        values: Values that go under another name, by field: ``{"tool_choice": {"required": "any"}}``.
+        refused: Fields whose wish cannot be granted: a 400 that names the field, or the next tier.
+        dropped: Fields that only label a request; left out silently, as the provider would refuse them.
+        roles: Message roles that go under another name.
+        message_refused: Members of a message that cannot be honoured; null is left out.
+        message_dropped: Members of a message that SDKs echo from an answer and that carry no wish.
+        mender: Makes the mender of one answer's chunks, where they need one.
+    """
+
+    name: str
+    base_url: str
+    stream_usage: bool = True
+    renames: tuple[Rename, ...] = ()
+    values: dict[str, dict[str, str]] = {}
+    refused: tuple[Refusal, ...] = ()
+    dropped: tuple[str, ...] = ()
+    roles: dict[str, str] = {}
+    message_refused: tuple[str, ...] = ()
+    message_dropped: tuple[str, ...] = ()
+    mender: type[ChunkMender] | None = None
+
+
+_REASONING_MODELS: Final = r"(ft:)?(o\d|gpt-[5-9])"
+_ECHOED: Final = ("refusal", "annotations", "reasoning_content", "reasoning")
+_LOGPROBS: Final = (
+    Refusal("logprobs", (False,)),
+    Refusal("top_logprobs", (0,)),
+    Refusal("logit_bias", ({},)),
+)
+_LABELS: Final = ("store", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+
+OPENAI: Final = Provider(
+    name="openai",
+    base_url="https://api.openai.com/v1",
+    renames=(Rename("max_tokens", "max_completion_tokens", _REASONING_MODELS),),
+)
+
+GROQ: Final = Provider(
+    name="groq",
+    base_url="https://api.groq.com/openai/v1",
+    refused=(*_LOGPROBS, Refusal("n", (1,))),
+    dropped=_LABELS,
+    roles={"developer": "system"},
+    message_refused=("name", "audio"),
+    message_dropped=("refusal", "annotations"),
+    mender=GroqMender,
+)
+
+GEMINI: Final = Provider(
+    name="gemini",
+    base_url="https://generativelanguage.googleapis.com/v1beta/openai",
+    refused=(
+        *_LOGPROBS,
+        Refusal("seed"),
+        Refusal("frequency_penalty", (0,)),
+        Refusal("presence_penalty", (0,)),
+    ),
+    dropped=(*_LABELS, "user", "service_tier"),
+    roles={"developer": "system"},
+    message_refused=("audio", "function_call"),
+    message_dropped=_ECHOED,
+    mender=GeminiMender,
+)
+
+MISTRAL: Final = Provider(
+    name="mistral",
+    base_url="https://api.mistral.ai/v1",
+    stream_usage=False,  # it sends usage unasked, and refuses the field
+    renames=(Rename("max_completion_tokens", "max_tokens"), Rename("seed", "random_seed")),
+    values={"tool_choice": {"required": "any"}},
+    refused=(*_LOGPROBS, Refusal("modalities", (["text"],)), Refusal("functions"), Refusal("function_call")),
+    dropped=("user", "store", "service_tier", "safety_identifier", "prompt_cache_retention"),
+    roles={"developer": "system"},
+    message_refused=("name", "audio", "function_call"),
+    message_dropped=_ECHOED,
+    mender=MistralMender,
+)
+
+PROVIDERS: Final = {provider.name: provider for provider in (OPENAI, GROQ, GEMINI, MISTRAL)}
+
+
+def provider_for(name: str, tier: CloudTier) -> Provider:
+    """The provider of a tier; one that is not known needs a ``base_url`` and has no quirks.
+
+    Raises:
+        ConfigError: Neither known nor with a ``base_url``.
+    """
+    known = PROVIDERS.get(tier.provider)
+    base_url = tier.base_url or (known.base_url if known else "")
+    if not base_url:
+        raise ConfigError(
+            f"tiers.{name}.base_url: needed, as {tier.provider!r} is none of {', '.join(sorted(PROVIDERS))}"
+        )
+    if known is None:
+        return Provider(name=tier.provider, base_url=base_url)
+    return msgspec.structs.replace(known, base_url=base_url)

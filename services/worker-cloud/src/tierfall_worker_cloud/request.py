@@ -1,0 +1,101 @@
+"""A client's request in the form that one provider takes, or a refusal that names the field."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from tierfall.errors import InvalidRequest, UnsupportedByTier
+from tierfall.upstream import Body, encode, prepare
+
+if TYPE_CHECKING:
+    from tierfall_worker_cloud.providers import Provider, Refusal
+
+_NULL: Final = b"null"
+_encoder: Final = msgspec.json.Encoder()
+_messages: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+
+
+def shape(provider: Provider, body: Body, backend_model: str) -> bytes:
+    """The body to post, as JSON text; ``body`` is used up.
+
+    Raises:
+        UnsupportedByTier: The provider cannot honour a field; ``param`` names it.
+        InvalidRequest: A field has a form that no provider takes.
+    """
+    for refusal in provider.refused:
+        _refuse(provider, body, refusal)
+    for field in provider.dropped:
+        body.pop(field, None)
+    for rename in provider.renames:
+        if rename.old in body and re.match(rename.models, backend_model):
+            value = body.pop(rename.old)
+            body.setdefault(rename.new, value)
+    for field, names in provider.values.items():
+        if field in body:
+            body[field] = _renamed(body[field], names)
+    if provider.roles or provider.message_refused or provider.message_dropped:
+        _shape_messages(provider, body)
+    prepare(body, backend_model, include_usage=provider.stream_usage)
+    return encode(body)
+
+
+def _refuse(provider: Provider, body: Body, refusal: Refusal) -> None:
+    raw = body.get(refusal.field)
+    if raw is None:
+        return
+    value = msgspec.json.decode(raw)
+    if value is not None and not any(_equal(value, neutral) for neutral in refusal.neutral):
+        raise UnsupportedByTier(f"{provider.name} does not support {refusal.field}", param=refusal.field)
+    del body[refusal.field]
+
+
+def _equal(value: Any, neutral: Any) -> bool:
+    """Python takes 0 for False and 1 for True; JSON does not."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
+
+
+def _renamed(raw: msgspec.Raw, names: dict[str, str]) -> msgspec.Raw:
+    value = msgspec.json.decode(raw)
+    new = names.get(value) if isinstance(value, str) else None
+    return raw if new is None else msgspec.Raw(_encoder.encode(new))
+
+
+def _shape_messages(provider: Provider, body: Body) -> None:
+    """Renames roles and takes members out; messages that need neither keep their bytes."""
+    raw = body.get("messages")
+    if raw is None:
+        return
+    try:
+        messages = _messages.decode(raw)
+    except msgspec.DecodeError:
+        raise InvalidRequest("messages must be an array of objects", param="messages") from None
+    changed = False
+    for index, message in enumerate(messages):
+        changed |= _shape_message(provider, index, message)
+    if changed:
+        body["messages"] = msgspec.Raw(_encoder.encode(messages))
+
+
+def _shape_message(provider: Provider, index: int, message: dict[str, msgspec.Raw]) -> bool:
+    """Whether the message had to be changed, in place."""
+    size = len(message)
+    role = message.get("role")
+    tool = role is not None and bytes(role) == b'"tool"'
+    for member in provider.message_refused:
+        raw = message.get(member)
+        if raw is None or (member == "name" and tool):
+            continue  # a tool's name repeats what its call says
+        if bytes(raw) != _NULL:
+            param = f"messages[{index}].{member}"
+            raise UnsupportedByTier(f"{provider.name} does not support {param}", param=param)
+        del message[member]
+    for member in provider.message_dropped:
+        message.pop(member, None)
+    if role is None or not provider.roles:
+        return len(message) != size
+    renamed = _renamed(role, provider.roles)
+    message["role"] = renamed
+    return len(message) != size or bytes(renamed) != bytes(role)

@@ -1,0 +1,29 @@
+"""A whole ``chat.completion`` as the one chunk that a stream of it would add up to."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+def as_chunk(completion: dict[str, Any]) -> bytes:
+    """One ``chat.completion.chunk`` with everything in it, for an engine that ignores ``stream``.
+
+    Members that are not known here stay as they are.
+    """
+    choices = [_streamed(choice) for choice in completion["choices"]]
+    return _encoder.encode({**completion, "object": "chat.completion.chunk", "choices": choices})
+
+
+def _streamed(choice: dict[str, Any]) -> dict[str, Any]:
+    found = dict(choice)
+    delta = dict(found.pop("message", None) or {})
+    calls = delta.get("tool_calls")
+    if calls:
+        delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+    else:
+        delta.pop("tool_calls", None)
+    return {**found, "delta": delta}

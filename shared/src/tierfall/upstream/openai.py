@@ -1,0 +1,312 @@
+"""An HTTP client for one backend that speaks OpenAI's chat completions API.
+
+The only module that knows aiohttp. What leaves it is payloads, plain values and the error tree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import msgspec
+
+from tierfall.errors import BackendDown, BackendFault, ProviderRefused, StreamBroken, TierfallError
+from tierfall.upstream.completion import as_chunk
+from tierfall.upstream.failure import Source, from_answer, from_event
+from tierfall.upstream.sse import DONE, MAX_EVENT_BYTES, SSEParser
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+LOCAL_CONNECT_TIMEOUT_S: Final = 2.0
+CLOUD_CONNECT_TIMEOUT_S: Final = 5.0
+CLOUD_KEEPALIVE_S: Final = 50.0
+MAX_ERROR_BYTES: Final = 64 * 1024
+ERROR_BODY_TIMEOUT_S: Final = 5.0
+LINGER_S: Final = 1.0
+"""How long the end of the body may lag behind ``[DONE]`` before the connection is given up."""
+
+_OK: Final = 200
+_JSON_BEGINS: Final = (b"{", b"[")
+"""No line of an event stream begins like this: the answer is a whole JSON body."""
+_TOO_LARGE: Final = "the backend's answer has more than {} bytes"
+
+
+class _Peek(msgspec.Struct):
+    """What has to be seen of each payload; decoding it checks the JSON of the rest on the way."""
+
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    object: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A whole answer to a side request such as a probe."""
+
+    status: int
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        """The decoded body; ``None`` when it is no JSON."""
+        try:
+            return msgspec.json.decode(self.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+
+_peek: Final = msgspec.json.Decoder(_Peek)
+
+
+class OpenAIUpstream:
+    """One backend, reached over pooled connections. Create it, :meth:`start` it on the loop that uses it.
+
+    There is no limit on connections (the worker's slots are the limit), no cookies, no proxy from the
+    environment, no redirect and no timeout on an answer: the ladder has the clocks.
+
+    Args:
+        source: How error messages name the backend.
+        headers: Sent with every request: the tier's own authorization. Nothing of the caller's.
+        connect_timeout_s: For opening a TCP connection.
+        keepalive_s: How long an idle connection is kept for the next request; ``None`` opens one for each
+            request. That is right near by, where connecting costs nothing: llama.cpp's server closes after
+            every streamed answer without saying so, and the next request would break on that.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        headers: Mapping[str, str] | None = None,
+        connect_timeout_s: float = LOCAL_CONNECT_TIMEOUT_S,
+        keepalive_s: float | None = None,
+    ) -> None:
+        self.source = source
+        self.base_url = source.base_url.rstrip("/")
+        # Compressed events come late and together, so none are asked for.
+        self._headers = {"Accept-Encoding": "identity", "User-Agent": "tierfall", **(headers or {})}
+        self._connect_timeout_s = connect_timeout_s
+        self._keepalive_s = keepalive_s
+        self._session: aiohttp.ClientSession | None = None
+        self._lingering: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Opens the session; connections follow on demand."""
+        self._session = aiohttp.ClientSession(
+            connector=self._connector(),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
+            trust_env=False,
+        )
+
+    def _connector(self) -> aiohttp.TCPConnector:
+        if self._keepalive_s is None:
+            return aiohttp.TCPConnector(limit=0, force_close=True)
+        return aiohttp.TCPConnector(limit=0, keepalive_timeout=self._keepalive_s)
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        for task in list(self._lingering):
+            task.cancel()
+        await asyncio.gather(*self._lingering, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def stream_chat(
+        self, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Posts a chat request and yields the JSON text of each chunk, on one line, up to ``[DONE]``.
+
+        A stream that ends in good order without ``[DONE]`` just ends here: whether the answer was complete
+        is for the caller to judge by its ``finish_reason``. Closing the generator closes the connection,
+        which is what makes an engine stop.
+
+        Args:
+            body: The JSON body; must ask for a stream.
+            headers: Further headers for this request.
+
+        Raises:
+            BackendDown: No connection could be made.
+            BackendFault: The connection broke before the answer's head, or the backend failed.
+            StreamBroken: The connection broke, or garbage came, in the middle of the answer.
+            TierfallError: What else the backend's error means; see :mod:`tierfall.upstream.failure`.
+        """
+        response = await self._open("POST", f"{self.base_url}/chat/completions", body, headers)
+        complete = False
+        try:
+            if response.status != _OK:
+                raise await self._failure(response)
+            data = await self._first(response)
+            if data[:1] in _JSON_BEGINS:
+                yield await self._unstreamed(data, response)
+                complete = True
+                return
+            parser = SSEParser()
+            while data:
+                for payload in parser.feed(data):
+                    if payload == DONE:
+                        complete = True
+                        return
+                    yield self._checked(payload)
+                data = await self._read(response)
+            last = parser.finish()
+            if last is not None and last != DONE:
+                yield self._checked(last)
+            complete = True
+        finally:
+            if complete:
+                self._release(response)
+            else:
+                response.close()
+
+    async def ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: bytes | None = None,
+        timeout_s: float,
+        max_bytes: int = MAX_EVENT_BYTES,
+    ) -> Reply:
+        """A small side request: a probe, a model list, a token count.
+
+        Args:
+            method: ``GET`` or ``POST``.
+            url: The whole URL.
+            body: JSON, for ``POST``.
+            timeout_s: For all of it, connecting included.
+            max_bytes: Bound on the answer.
+
+        Raises:
+            TimeoutError: There was no whole answer in time.
+            BackendDown: No connection could be made.
+            BackendFault: The connection broke, or the answer passes ``max_bytes``.
+        """
+        async with asyncio.timeout(timeout_s):
+            response = await self._open(method, url, body, None)
+            try:
+                return Reply(response.status, await self._whole(response, max_bytes))
+            finally:
+                response.close()  # a no-op once the body's end has released the connection
+
+    async def _open(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise RuntimeError("start() comes first")
+        sent = dict(headers or {})
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+        try:
+            return await self._session.request(method, url, data=body, headers=sent, allow_redirects=False)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise BackendDown(
+                f"{self.source.name} at {self.base_url} cannot be reached: {_why(error)}"
+            ) from error
+        except aiohttp.InvalidURL as error:
+            raise BackendDown(f"{self.source.name}: {self.base_url} is no usable base_url") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise BackendFault(
+                f"{self.source.name} at {self.base_url} broke the connection unanswered: {_why(error)}"
+            ) from error
+
+    async def _first(self, response: aiohttp.ClientResponse) -> bytes:
+        """The first bytes that are not white space; empty at the end of an empty answer."""
+        while data := await self._read(response):
+            if data := data.lstrip():
+                break
+        if data.startswith(b"<"):
+            raise ProviderRefused(
+                f"{self.source.name} at {self.base_url} answered with a web page: check the tier's base_url"
+            )
+        return data
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await response.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            # aiohttp raises as soon as the connection broke, also when whole events came before that and
+            # nobody has read them yet. They are the client's: the error comes after them.
+            if unread := response.content._read_nowait(-1):  # noqa: SLF001 - there is no public way
+                return unread
+            raise StreamBroken(
+                f"{self.source.name} broke the connection in the middle of its answer: {_why(error)}"
+            ) from error
+
+    async def _unstreamed(self, begun: bytes, response: aiohttp.ClientResponse) -> bytes:
+        """Reads the rest of a JSON body: an error, or a completion from an engine that ignores ``stream``."""
+        parts = [begun, await self._whole(response, MAX_EVENT_BYTES)]
+        try:
+            decoded = msgspec.json.decode(b"".join(parts))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise StreamBroken(
+                f"{self.source.name} answered with JSON that is cut off or malformed"
+            ) from None
+        if (
+            isinstance(decoded, dict)
+            and isinstance(decoded.get("choices"), list)
+            and not decoded.get("error")
+        ):
+            return as_chunk(decoded)
+        raise from_event(self.source, decoded)
+
+    def _checked(self, payload: bytes) -> bytes:
+        """The payload, if it is one JSON object and no error."""
+        try:
+            seen = _peek.decode(payload)
+            if not payload.isascii():
+                payload.decode()  # the peek skips strings without looking into them
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise StreamBroken(f"{self.source.name} sent an event that is no JSON object") from None
+        if (seen.error is not msgspec.UNSET and bytes(seen.error) != b"null") or (
+            seen.object is not msgspec.UNSET and bytes(seen.object) == b'"error"'
+        ):
+            raise from_event(self.source, msgspec.json.decode(payload))
+        return payload.replace(b"\n", b" ") if b"\n" in payload else payload
+
+    async def _failure(self, response: aiohttp.ClientResponse) -> TierfallError:
+        try:
+            async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
+                body = await self._whole(response, MAX_ERROR_BYTES)
+        except (TimeoutError, BackendFault):
+            body = b""  # the status says enough
+        return from_answer(self.source, response.status, response.headers, body)
+
+    async def _whole(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+        parts, size = [], 0
+        while data := await self._read(response):
+            size += len(data)
+            if size > max_bytes:
+                raise BackendFault(_TOO_LARGE.format(max_bytes))
+            parts.append(data)
+        return b"".join(parts)
+
+    def _release(self, response: aiohttp.ClientResponse) -> None:
+        """Gives the connection back to the pool, once its body's end is there."""
+        if response.content.at_eof():
+            response.release()
+            return
+        task = asyncio.get_running_loop().create_task(self._linger(response))
+        self._lingering.add(task)
+
+        def done(_: object) -> None:
+            self._lingering.discard(task)
+            response.close()  # a no-op once the body's end has released the connection
+
+        task.add_done_callback(done)
+
+    async def _linger(self, response: aiohttp.ClientResponse) -> None:
+        with contextlib.suppress(TimeoutError, StreamBroken):
+            async with asyncio.timeout(LINGER_S):
+                while await self._read(response):
+                    pass
+
+
+def _why(error: Exception) -> str:
+    """The reason without aiohttp's wrapping, which repeats host and TLS settings."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
+    return str(error) or type(error).__name__
