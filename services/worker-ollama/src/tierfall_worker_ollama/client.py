@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
@@ -125,10 +126,9 @@ def _failure(error: Exception) -> BackendError:
     if isinstance(error, aiohttp.InvalidURL):
         return BackendDown("the tier's base_url is not a URL")
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        reason = getattr(error, "os_error", None)
-        return BackendDown(
-            f"Ollama does not answer ({reason or 'no connection in time'}); is `ollama serve` up?"
-        )
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number).lower() if number and number > 0 else "no connection"
+        return BackendDown(f"Ollama does not answer: {reason}; is `ollama serve` running?")
     if isinstance(error, TimeoutError):
         return BackendFault("Ollama did not answer in time")
     return BackendFault("Ollama closed the connection without an answer")
