@@ -32,7 +32,12 @@ def chunk(
     if content is not None:
         delta["content"] = content
     choice = {"index": index, "delta": delta, "finish_reason": finish}
-    body: dict[str, Any] = {"id": "engine-1", "object": "chat.completion.chunk", "created": 1, "model": "engine"}
+    body: dict[str, Any] = {
+        "id": "engine-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "engine",
+    }
     body["choices"] = [choice]
     if usage is not None:
         body["usage"] = usage

@@ -73,6 +73,7 @@ class Stack:
         await self.services.start()
         self._socket.bind(("127.0.0.1", 0))
         self.server = Server(self.services)
+        self.server.config.timeout_graceful_shutdown = 5
         self._serving = asyncio.create_task(self.server.serve(sockets=[self._socket]))
         await until(lambda: self.server.started)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -125,8 +126,20 @@ class Stack:
         """One worker vanishes without a word: its connection is cut, as when its process is killed."""
         process = self.workers.pop(key)
         bus = self._buses.pop(key)
-        await bus._wire.abort()  # noqa: SLF001
-        del process
+        wire = bus._wire
+        assert wire is not None
+        bus._closed = True
+        bus._connected = False
+        await wire.shut()
+        assert bus._keeper is not None
+        bus._keeper.cancel()
+        for _, station in process._stations.values():
+            assert station._tending is not None
+            station._tending.cancel()
+        assert process._sweeping is not None
+        process._sweeping.cancel()
+        for job in list(process._jobs.values()):
+            job.cancel()
 
     async def chat(self, **fields: Any) -> httpx.Response:
         """One chat request, not streamed by this client."""

@@ -25,6 +25,8 @@ LAST_TIER_PATIENCE_S: Final = 30.0
 """How long the last live tier may be full before the client is told to come back: there is nowhere to go."""
 LOOK_AGAIN_S: Final = 0.5
 """How often a waiting request checks that there is still somebody to wait for."""
+SIGNS_EVERY_S: Final = 1.0
+"""How often a worker that assembles an answer says that it grows, if the idle clock is not a short one."""
 BUS_PATIENCE_S: Final = 2.0
 """How long a request waits for NATS to come back."""
 
@@ -63,7 +65,11 @@ class Admission:
             if line is not None:
                 return line
             await self._check_alive(rung.tier)
-        patience = max(rung.model.when_full.seconds, LAST_TIER_PATIENCE_S if last else 0.0)
+        patience = max(
+            rung.model.when_full.seconds,
+            LAST_TIER_PATIENCE_S if last else 0.0,
+            self._services.recovering_s,
+        )
         if not patience:
             raise TierBusy(f"every slot of tier {rung.tier!r} is taken")
         return await self._wait(rung, patience, wakes)
@@ -113,6 +119,7 @@ class Admission:
             streaming=ask.streaming,
             include_usage=ask.include_usage,
             expires_at=time.time() + ACCEPT_S,
+            signs_every_s=min(SIGNS_EVERY_S, rung.model.deadlines.idle / 4),
             window=WINDOW_BYTES,
             body_size=len(ask.body),
             traceparent=self._traceparent,
@@ -138,6 +145,8 @@ class Admission:
         """Nobody took it: raises unless that is because everybody is busy."""
         standing = await self._services.roster.confirm(tier)
         if standing.state == "no_workers":
+            if self._services.recovering_s:
+                return
             raise NoWorkers(f"no worker serves tier {tier!r}")
         if standing.state != "up":
             raise BackendDown(standing.reason or f"the backend of tier {tier!r} is {standing.state}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import BusDown
 from tierfall_ingress.keys import KeyRing
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tierfall.bus import Bus
     from tierfall.config import Config
     from tierfall_ingress.meters import Meters
+
+
+RECOVERY_S: Final = 2.0
+"""After NATS comes back, how long the workers may take to come back too: they try at least each second."""
 
 
 class Services:
@@ -32,6 +36,8 @@ class Services:
         self.rooms: dict[str, WaitingRoom] = {}
         self.draining = False
         self.started_at = int(time.time())
+        self._loop = asyncio.get_running_loop()
+        self._recovered_at = 0.0
         self._bus_up = asyncio.Event()
         if bus.connected:
             self._bus_up.set()
@@ -83,9 +89,15 @@ class Services:
         except TimeoutError:
             raise BusDown("the gateway has lost its message bus for the moment", retry_after=1.0) from None
 
+    @property
+    def recovering_s(self) -> float:
+        """Seconds for which nobody's absence is believed, because NATS was away a moment ago."""
+        return max(0.0, self._recovered_at - self._loop.time())
+
     def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature
         if connected:
             self._bus_up.set()
+            self._recovered_at = self._loop.time() + RECOVERY_S
         else:
             self._bus_up.clear()
 

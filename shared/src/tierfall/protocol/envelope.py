@@ -37,6 +37,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether the client wants the usage chunk."""
     expires_at: float
     """Unix seconds after which nobody waits for this attempt's first output."""
+    signs_every_s: float
+    """How often a worker that assembles the answer has to say that it grows: well within the idle clock."""
     window: int
     """Bytes that may be sent before the first CREDIT."""
     body_size: int

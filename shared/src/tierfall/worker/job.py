@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tierfall.worker.backend import Backend
     from tierfall.worker.reply import Reply
 
-OUTPUT_EVERY_S: Final = 1.0
-"""How often an answer that is being assembled tells the ingress that it still grows."""
 TAIL_S: Final = 2.0
 """How long a backend may take, after the last ``finish_reason``, to send usage and close."""
 
@@ -119,7 +117,11 @@ class Job:
     async def _relay(self) -> None:
         envelope = self._envelope
         chunks = ChunkStream(envelope.answer_id, envelope.created, envelope.model)
-        sink = _Events(self.reply, chunks) if envelope.streaming else _Whole(self.reply, chunks, self._loop)
+        sink = (
+            _Events(self.reply, chunks)
+            if envelope.streaming
+            else _Whole(self.reply, chunks, envelope.signs_every_s)
+        )
         # A backend's chat is an async generator function; closing it is what closes its connection.
         items = cast("AsyncGenerator[bytes | Progress, None]", self._backend.chat(self._ask()))
         async with aclosing(items):
@@ -186,17 +188,18 @@ class _Events:
 class _Whole:
     """Not streaming: the chunks are assembled, and the ingress hears that the answer grows."""
 
-    def __init__(self, reply: Reply, chunks: ChunkStream, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, reply: Reply, chunks: ChunkStream, signs_every_s: float) -> None:
         self._reply = reply
         self._chunks = chunks
-        self._loop = loop
+        self._signs_every_s = signs_every_s
+        self._loop = asyncio.get_running_loop()
         self._assembly = Assembly()
         self._told_at = float("-inf")
 
     def feed(self, chunk: bytes) -> None:
         self._assembly.feed(chunk)
         now = self._loop.time()
-        if self._chunks.started and now - self._told_at >= OUTPUT_EVERY_S:
+        if self._chunks.started and now - self._told_at >= self._signs_every_s:
             self._told_at = now
             self._reply.output()
 

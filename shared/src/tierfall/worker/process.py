@@ -66,6 +66,7 @@ class WorkerProcess:
         self._applying = asyncio.Lock()
         self._control: Subscription | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        bus.on_state(self._on_bus_state)
 
     async def start(self, config: Config) -> None:
         """Subscribes, starts the stations, answers the ``nats micro`` tools."""
@@ -167,6 +168,12 @@ class WorkerProcess:
             for job in [job for job in self._jobs.values() if job.leased_at < limit]:
                 _log.warning("stream %016x: its ingress is silent, stopped", job.stream)
                 job.cancel()
+
+    def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature
+        """Whoever waits for a worker after NATS was away hears of this one at once."""
+        if connected:
+            for _, station in self._stations.values():
+                station.beat()
 
     def _stats(self) -> dict[str, object]:
         return {

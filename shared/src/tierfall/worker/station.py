@@ -88,7 +88,7 @@ class Station:
         """
         self._draining = True
         self._settle()
-        self._beat()
+        self.beat()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
@@ -100,7 +100,7 @@ class Station:
             self._tending.cancel()
         if self._subscription is not None:
             await self._subscription.close()
-        self._beat(gone=True)
+        self.beat(gone=True)
         await self._backend.close()
 
     @property
@@ -168,7 +168,7 @@ class Station:
 
     async def _tend(self) -> None:
         while True:
-            self._beat()
+            self.beat()
             await asyncio.sleep(min(PROBE_EVERY_S, BEAT_EVERY_S))
             await self._probe()
             self._settle()
@@ -194,9 +194,10 @@ class Station:
                 health.state,
                 health.reason and f": {health.reason}",
             )
-            self._beat()
+            self.beat()
 
-    def _beat(self, *, gone: bool = False) -> None:
+    def beat(self, *, gone: bool = False) -> None:
+        """Tells the ingresses how this worker is."""
         if not self._bus.connected:
             return
         beat = Beat(
