@@ -7,8 +7,10 @@ import json
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tierfall.errors import TierfallError
-from tierfall.worker import Ask, Health, Progress
+from tierfall.worker import Ask, Health, Prefill, Progress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -71,6 +73,8 @@ class ScriptedBackend:
         self.cancelled = 0
         self.running = 0
         self.closed = False
+        self.prefill_mode = Prefill.UNSUPPORTED
+        self.prefills: list[str] = []
 
     async def start(self) -> None:
         """Nothing to open."""
@@ -99,6 +103,12 @@ class ScriptedBackend:
             raise
         finally:
             self.running -= 1
+
+    def prefill(self, ask: Ask, text: str) -> Prefill:
+        """As set; the text is kept beside the request."""
+        self.prefills.append(text)
+        ask.body["prefilled"] = msgspec.Raw(json.dumps(text).encode())
+        return self.prefill_mode
 
     async def close(self) -> None:
         """Remembered."""

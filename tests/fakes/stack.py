@@ -63,14 +63,15 @@ class Stack:
         if self._own_nats:
             await self.nats.start()
         self.config = self.parse(self.text)
+        self._bus = await self._connect("ingress")
+        self.services = Services(self._bus, self.config, Meters())
+        await self.services.start()
+        # Last, so that the ingress hears their first beats and need not wait for the next.
         for tier in self.config.tiers:
             if tier in self._backends:
                 await self.add_worker(tier)
         for kind in self._builds:
             await self.add_worker(kind)
-        self._bus = await self._connect("ingress")
-        self.services = Services(self._bus, self.config, Meters())
-        await self.services.start()
         self._socket.bind(("127.0.0.1", 0))
         self.server = Server(self.services)
         self.server.config.timeout_graceful_shutdown = 5

@@ -22,6 +22,7 @@
     │  ├─ BackendDown              503     service_unavailable    backend_down             next
     │  ├─ BackendFault             502     upstream_error         backend_fault            retry
     │  │  └─ StreamBroken          502     upstream_error         stream_broken            retry
+    │  ├─ ContinuationDiverged     502     upstream_error         continuation_diverged    next
     │  └─ ProviderRefused          502     upstream_error         provider_refused         next
     ├─ TierError
     │  ├─ NoWorkers                503     service_unavailable    no_workers               next
@@ -258,6 +259,13 @@ class StreamBroken(BackendFault):
     """The backend's stream ended, stalled or garbled before every choice had its ``finish_reason``."""
 
     code = "stream_broken"
+
+
+class ContinuationDiverged(BackendError):
+    """A broken stream's new answer is not the one that the client has begun to read."""
+
+    code = "continuation_diverged"
+    escalate = Escalate.NEXT
 
 
 class ProviderRefused(BackendError):

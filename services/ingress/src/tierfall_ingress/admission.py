@@ -12,6 +12,7 @@ from tierfall_ingress.line import WINDOW_BYTES
 from tierfall_ingress.switchboard import new_stream
 
 if TYPE_CHECKING:
+    from tierfall.protocol.envelope import Resume
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.ladder import Rung
     from tierfall_ingress.line import Line
@@ -44,6 +45,8 @@ class Admission:
         self._traceparent = traceparent
         self._created = created
         self._attempts = 0
+        self.resume: Resume | None = None
+        """What the client has already, when an attempt is to go on with a broken stream."""
 
     async def admit(self, rung: Rung, *, last: bool) -> Line:
         """A line that a worker of the rung's tier has accepted.
@@ -123,6 +126,7 @@ class Admission:
             window=WINDOW_BYTES,
             body_size=len(ask.body),
             traceparent=self._traceparent,
+            resume=self.resume,
         )
         return self._services.switchboard.open(rung.tier, envelope, ask.body)
 

@@ -21,6 +21,7 @@ from tierfall_ingress.wire import error_body, error_headers, request_id
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
+    from starlette.datastructures import Headers
     from starlette.requests import Request
 
     from tierfall_ingress.body import Receive
@@ -30,7 +31,19 @@ if TYPE_CHECKING:
     Scope = MutableMapping[str, Any]
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CHAT_PATH: Final = "/v1/chat/completions"
+CHAT_PATHS: Final = frozenset(
+    {"/v1/chat/completions", "/v1/chat/completions/", "/chat/completions", "/chat/completions/"}
+)
+"""Without ``/v1`` too: LiteLLM's users have base URLs of both kinds."""
+EXPOSED_HEADERS: Final = (
+    "retry-after",
+    "x-request-id",
+    "x-should-retry",
+    "x-tierfall-attempts",
+    "x-tierfall-tier",
+    "x-tierfall-worker",
+)
+"""What a browser's script may read of an answer."""
 
 
 def build_app(services: Services) -> App:
@@ -53,14 +66,27 @@ def build_app(services: Services) -> App:
     app: App = Front(ChatEndpoint(services), api)
     origins = services.config.server.cors_origins
     if origins:
-        app = CORSMiddleware(
+        app = Cors(
             app,
             allow_origins=list(origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-tierfall-tier", "x-tierfall-worker", "x-tierfall-attempts"],
+            expose_headers=EXPOSED_HEADERS,
         )
     return app
+
+
+class Cors(CORSMiddleware):
+    """CORS whose own answers keep the contract too: the error object, a request id."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser that asks whether it may ask."""
+        response = super().preflight_response(request_headers)
+        if response.status_code != 200:  # noqa: PLR2004 - HTTP
+            refused = InvalidRequest(f"{bytes(response.body).decode()}; see server.cors_origins")
+            response = _answer(refused, {"vary": response.headers["vary"]})
+        response.headers["x-request-id"] = request_id(request_headers.get("x-request-id"))
+        return response
 
 
 class Front:
@@ -74,23 +100,20 @@ class Front:
         """ASGI."""
         if scope["type"] != "http":
             return
-        if scope["path"] == CHAT_PATH:
+        if scope["path"] in CHAT_PATHS:
             await self._chat(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id")
         header = (b"x-request-id", request_id(None if given is None else given.decode("latin-1")).encode())
-        head_only = scope["method"] == "HEAD"
-        if head_only:
-            scope["method"] = "GET"  # HEAD works where GET works; the body is left out below
+        # HEAD works where GET works; the server, whose scope stays as it is, leaves the body out.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], header]
-            elif head_only:
-                message["body"] = b""
             await send(message)
 
-        await self._api(scope, receive, send_with_id)
+        await self._api(inner, receive, send_with_id)
 
 
 def _answer(error: TierfallError, extra: dict[str, str] | None = None) -> Response:
@@ -106,7 +129,7 @@ async def _on_error(_: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - what the handler is registered for
     if error.status_code == 405:  # noqa: PLR2004 - HTTP
-        allowed = (error.headers or {}).get("Allow", "GET")
+        allowed = (error.headers or {}).get("Allow", "GET").replace("GET", "GET, HEAD")
         return _answer(
             MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}; use {allowed}"),
             {"allow": allowed},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -35,21 +35,42 @@ class Ask(msgspec.Struct, frozen=True):
     include_usage: bool
 
 
+_BOM: Final = b"\xef\xbb\xbf"
 _head: Final = msgspec.json.Decoder(_Head)
-_anything: Final = msgspec.json.Decoder(Any)
 
 
 def parse_ask(body: bytes) -> Ask:
     """Checks what has to be right for any backend, and reads what routing needs.
 
+    Of two members with the same name the last counts, as in Python's and JavaScript's own parsers, and it is
+    the only one that travels on.
+
     Raises:
-        InvalidRequest: With ``param`` where the fault has a place.
+        InvalidRequest: With ``param`` where the fault has a place; never with a value of the body.
     """
+    head = _decode(body)
+    if not head.model:
+        raise InvalidRequest("'model' is empty; GET /v1/models lists the names", param="model")
+    if not head.messages:
+        raise InvalidRequest("'messages' is empty; send at least one message", param="messages")
+    if head.n is not None and not 1 <= head.n <= MAX_CHOICES:
+        raise InvalidRequest(f"'n' must be from 1 to {MAX_CHOICES}", param="n")
+    streaming, options = bool(head.stream), head.stream_options
+    if options is not None and not streaming:
+        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true", param="stream_options")
+    include_usage = bool(options is not None and options.include_usage)
+    return Ask(model=head.model, body=body, streaming=streaming, include_usage=include_usage)
+
+
+def _decode(body: bytes) -> _Head:
     if not body.strip():
         raise InvalidRequest("the body is empty; send a JSON object with 'model' and 'messages'")
+    if body.startswith(_BOM):
+        raise InvalidRequest("the body begins with a byte order mark; JSON is sent without one")
     try:
-        body.decode()
-        head = _head.decode(body)
+        if not body.isascii():
+            body.decode()  # the parser does not look into strings that it skips
+        return _head.decode(body)
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8: byte {error.start} cannot be decoded") from None
     except RecursionError:
@@ -58,22 +79,6 @@ def parse_ask(body: bytes) -> Ask:
         raise _refusal(str(error)) from None
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
-    if not head.model:
-        raise InvalidRequest("'model' is empty; GET /v1/models lists the names", param="model")
-    if not head.messages:
-        raise InvalidRequest("'messages' is empty; send at least one message", param="messages")
-    if head.n is not None and not 1 <= head.n <= MAX_CHOICES:
-        raise InvalidRequest(f"'n' is {head.n}; it must be from 1 to {MAX_CHOICES}", param="n")
-    streaming = bool(head.stream)
-    if head.stream_options is not None and not streaming:
-        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true", param="stream_options")
-    options = head.stream_options
-    return Ask(
-        model=head.model,
-        body=body,
-        streaming=streaming,
-        include_usage=bool(options is not None and options.include_usage),
-    )
 
 
 def _refusal(reason: str) -> InvalidRequest:

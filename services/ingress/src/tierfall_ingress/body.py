@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BODY_STALL_S: Final = 30.0
 """How long a client may be silent in the middle of its body."""
+BODY_PACE_BYTES_PER_S: Final = 1024
+"""What a client has to send on average beyond that: a body that drips is no better than one that stalls."""
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
@@ -27,14 +29,17 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
     """
     _check_type(headers)
     _check_length(headers.get(b"content-length"), limit)
-    message = await _next(receive)
+    began = asyncio.get_running_loop().time()
+    message = await _next(receive, BODY_STALL_S)
+    body: bytes = message.get("body", b"")
+    _check_size(len(body), limit)
     if not message.get("more_body"):
-        body = message.get("body", b"")
-        _check_size(len(body), limit)
-        return bytes(body)
-    parts = bytearray(message.get("body", b""))
+        return body
+    parts = bytearray(body)
     while message.get("more_body"):
-        message = await _next(receive)
+        earned = BODY_STALL_S + len(parts) / BODY_PACE_BYTES_PER_S
+        left = began + earned - asyncio.get_running_loop().time()
+        message = await _next(receive, min(left, BODY_STALL_S))
         parts += message.get("body", b"")
         _check_size(len(parts), limit)
     return bytes(parts)
@@ -57,12 +62,14 @@ def _check_length(length: bytes | None, limit: int) -> None:
     _check_size(int(length[: len(str(limit)) + 1]), limit)  # a bomb of digits is too large by its first ones
 
 
-async def _next(receive: Receive) -> MutableMapping[str, Any]:
+async def _next(receive: Receive, patience_s: float) -> MutableMapping[str, Any]:
     try:
-        async with asyncio.timeout(BODY_STALL_S):
+        async with asyncio.timeout(patience_s):
             message = await receive()
     except TimeoutError:
-        raise BodyTimeout(f"the body stopped coming for {BODY_STALL_S:g} s") from None
+        raise BodyTimeout(
+            f"the body stopped coming for {BODY_STALL_S:g} s, or came slower than {BODY_PACE_BYTES_PER_S} B/s"
+        ) from None
     if message["type"] == "http.disconnect":
         raise ClientGone("the client hung up while sending its body")
     return message

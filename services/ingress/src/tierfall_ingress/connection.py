@@ -1,78 +1,153 @@
-"""uvicorn's HTTP protocol with the limits it lacks: a head's size, and the time it may take."""
+"""uvicorn's HTTP protocol with what it lacks: limits of a head, and clean ends of refused connections."""
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Final
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from tierfall.errors import HeadersTooLarge, HeadTimeout, InvalidRequest, TierfallError
+from tierfall_ingress.linger import LingeringTransport
 from tierfall_ingress.wire import error_body, error_headers, request_id
 
 if TYPE_CHECKING:
     import asyncio
 
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 MAX_HEAD_BYTES: Final = 64 * 1024
-"""Request line and headers; as much as common proxies allow."""
+"""Request line and headers; as much as common proxies allow. Also what may come in a body that is no body:
+chunk extensions and trailers."""
 HEAD_TIMEOUT_S: Final = 20.0
 """From a connection's or a request's first byte to the end of its headers."""
+MAX_PIPELINED: Final = 8
+"""Requests that may stand behind a running one before the connection is no longer read."""
 _HEAD_END: Final = b"\r\n\r\n"
+_UPGRADE_HEADERS: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
 
 
 class Connection(HttpToolsProtocol):
     """One client's connection. Its own errors have the error object too."""
 
+    _lingering: LingeringTransport
+    _cycles: list[RequestResponseCycle]
     _head_bytes = 0
     _in_head = True
     _tail = b""
+    _had_body = False
+    _empty_bytes = 0
+    _refused = False
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client connects: from now on it has to say what it wants."""
-        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a token must not wait for the next
+        self._cycles = []
+        self._lingering = LingeringTransport(transport, lambda: self._refused or not self._in_head)
+        super().connection_made(self._lingering)
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
+        """The client is gone; also for a request that has others pipelined behind it."""
         self._stop_head_timer()
+        self._lingering.lost()
+        for cycle in self._open_cycles():
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Counts a request's head before the parser keeps any of it."""
-        if self._in_head:
-            seen = self._tail + data if self._tail else data
-            end = seen.find(_HEAD_END)
-            self._head_bytes += len(data) if end < 0 else end
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(
-                    HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD_BYTES} bytes")
-                )
-                return
-            self._tail = seen[1 - len(_HEAD_END) :]
-        super().data_received(data)
+        """Counts what the parser might keep before the parser has it."""
+        if self._refused or self._lingering.lingering:
+            return
+        self._unset_keepalive_if_required()
+        if self._in_head and not self._head_fits(data):
+            self._refuse(HeadersTooLarge(f"request line and headers are larger than {MAX_HEAD_BYTES} bytes"))
+            return
+        was_body, self._had_body = not self._in_head, False
+        self._feed(data)
+        if was_body and not self._in_head and not self._body_comes(len(data)):
+            self._refuse(
+                HeadersTooLarge(f"chunk extensions or trailers are larger than {MAX_HEAD_BYTES} bytes")
+            )
 
-    def on_message_begin(self) -> None:
-        """A request begins on this connection."""
-        if self._head_timer is None:
-            self._expect_head()
-        super().on_message_begin()
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; trailers are dropped, nothing here reads them."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is there; what follows is the body."""
-        self._in_head = False
-        self._stop_head_timer()
+        if self.parser.should_upgrade():
+            return  # the parser stops here, and the request begins anew without the wish
         super().on_headers_complete()
+        self._in_head = False
+        self._empty_bytes = 0
+        self._stop_head_timer()
+        self._cycles = [*self._open_cycles(), self.cycle]
+        if 0 < len(self.pipeline) <= MAX_PIPELINED:
+            self.flow.resume_reading()  # or nobody would notice that the client hangs up
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._had_body = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is there; what follows is the next one's head."""
+        if self.parser.should_upgrade():
+            return
         self._in_head = True
         self._head_bytes = 0
         self._tail = b""
         super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls for bytes that are no HTTP."""
-        self._refuse(InvalidRequest(f"this is not a valid HTTP/1.1 request: {msg}"))
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(InvalidRequest("this is not a valid HTTP/1.1 request"))
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Reads the request as if it had not asked for another protocol (RFC 9110, section 7.8).
+
+        Java's HTTP client asks for HTTP/2 with its first request, whose body follows all the same.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(InvalidRequest("this is no proxy: CONNECT is not supported"))
+            return
+        kept = [(name, value) for name, value in self.headers if name not in _UPGRADE_HEADERS]
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            kept.append((b"connection", b"close"))
+        version = self.parser.get_http_version().encode()
+        head = method + b" " + self.url + b" HTTP/" + version + b"\r\n"
+        head += b"".join(name + b": " + value + b"\r\n" for name, value in kept)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets its own
+        self._feed(head + b"\r\n" + rest)
+
+    def _head_fits(self, data: bytes) -> bool:
+        if self._head_timer is None:
+            self._expect_head()
+        seen = self._tail + data
+        end = seen.find(_HEAD_END)
+        self._head_bytes += len(data) if end < 0 else end
+        self._tail = seen[1 - len(_HEAD_END) :]
+        return self._head_bytes <= MAX_HEAD_BYTES
+
+    def _body_comes(self, size: int) -> bool:
+        self._empty_bytes = 0 if self._had_body else self._empty_bytes + size
+        return self._empty_bytes <= MAX_HEAD_BYTES
+
+    def _open_cycles(self) -> list[RequestResponseCycle]:
+        return [cycle for cycle in self._cycles if not cycle.response_complete]
 
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_head_timeout)
@@ -83,20 +158,40 @@ class Connection(HttpToolsProtocol):
             self._head_timer = None
 
     def _on_head_timeout(self) -> None:
-        self._refuse(HeadTimeout(f"the request's headers did not come within {HEAD_TIMEOUT_S:g} s"))
+        self._head_timer = None
+        if not self._head_bytes:
+            self.transport.close()  # nothing was asked, so nothing is answered
+        else:
+            self._refuse(HeadTimeout(f"the request's headers did not come within {HEAD_TIMEOUT_S:g} s"))
 
     def _refuse(self, error: TierfallError) -> None:
-        """Answers outside of any request, and closes."""
+        """Reads no further; answers outside of any request, unless an answer is under way, and closes."""
         self._stop_head_timer()
+        self._refused = True
+        self.pipeline.clear()
         if self.transport.is_closing():
             return
-        body = error_body(error)
-        headers = [
-            *error_headers(error),
-            (b"x-request-id", request_id(None).encode()),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-        self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + body)
+        self.flow.resume_reading()
+        running = next(iter(self._open_cycles()), None)
+        if running is not None and not running.more_body:
+            running.keep_alive = False  # its answer is not to be spoilt: the connection ends with it
+            return
+        if running is not None:
+            running.disconnected = True
+            running.message_event.set()
+        if running is None or not running.response_started:
+            self.transport.write(_alone(error))
         self.transport.close()
+
+
+def _alone(error: TierfallError) -> bytes:
+    """A whole response of its own."""
+    body = error_body(error)
+    headers = [
+        *error_headers(error),
+        (b"x-request-id", request_id(None).encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+    return STATUS_LINE[error.status] + head + b"\r\n" + body

@@ -10,11 +10,17 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.staticfiles import StaticFiles
 
+from tierfall_ingress.ask import MAX_CHOICES
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from fastapi.responses import HTMLResponse
 
 _ASSETS: Final = "/docs/assets"
+OPENAPI_VERSION: Final = "3.0.3"
+"""The newest that the bundled Swagger UI 4 renders; so null is ``nullable`` here, not a type."""
+_WITH_KEY: Final = frozenset({"/v1/models", "/v1/models/{name}", "/health"})
+_SECURITY: Final[list[dict[str, list[str]]]] = [{"bearer": []}]
 _ERROR: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["error"],
@@ -25,11 +31,15 @@ _ERROR: Final[dict[str, Any]] = {
             "properties": {
                 "message": {"type": "string"},
                 "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
+                "param": {"type": "string", "nullable": True},
+                "code": {"type": "string", "nullable": True},
             },
         }
     },
+}
+_FAILURE: Final[dict[str, Any]] = {
+    "description": "What went wrong and what to change.",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
 _ASK: Final[dict[str, Any]] = {
     "type": "object",
@@ -38,12 +48,13 @@ _ASK: Final[dict[str, Any]] = {
     "properties": {
         "model": {"type": "string", "description": "A configured name; GET /v1/models lists them."},
         "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
-        "stream": {"type": ["boolean", "null"]},
+        "stream": {"type": "boolean", "nullable": True},
         "stream_options": {
-            "type": ["object", "null"],
-            "properties": {"include_usage": {"type": ["boolean", "null"]}},
+            "type": "object",
+            "nullable": True,
+            "properties": {"include_usage": {"type": "boolean", "nullable": True}},
         },
-        "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 128},
+        "n": {"type": "integer", "nullable": True, "minimum": 1, "maximum": MAX_CHOICES},
     },
     "example": {"model": "vllm-qwen", "messages": [{"role": "user", "content": "Say hello."}]},
 }
@@ -52,7 +63,7 @@ _CHAT: Final[dict[str, Any]] = {
     "summary": "Create a chat completion",
     "description": "OpenAI's chat completions. Fields that are not listed travel to the backend as they are.",
     "operationId": "create_chat_completion",
-    "security": [{"bearer": []}],
+    "security": _SECURITY,
     "requestBody": {"required": True, "content": {"application/json": {"schema": _ASK}}},
     "responses": {
         "200": {
@@ -70,10 +81,7 @@ _CHAT: Final[dict[str, Any]] = {
             },
             "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
         },
-        "default": {
-            "description": "What went wrong and what to change.",
-            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-        },
+        "default": _FAILURE,
     },
 }
 
@@ -94,14 +102,30 @@ def add_docs(api: FastAPI) -> None:
 
     def document() -> dict[str, Any]:
         if api.openapi_schema is None:
-            schema = get_openapi(
-                title=api.title, version=api.version, description=api.description, routes=api.routes
-            )
-            schema["paths"] = {"/v1/chat/completions": {"post": _CHAT}, **schema["paths"]}
-            components = schema.setdefault("components", {})
-            components.setdefault("schemas", {})["Error"] = _ERROR
-            components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-            api.openapi_schema = schema
+            api.openapi_schema = _document(api)
         return api.openapi_schema
 
     api.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
+
+
+def _document(api: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the chat route, and with the errors that really come instead of its 422."""
+    schema = get_openapi(
+        title=api.title,
+        version=api.version,
+        openapi_version=OPENAPI_VERSION,
+        description=api.description,
+        routes=api.routes,
+    )
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = _FAILURE
+            if path in _WITH_KEY:
+                operation["security"] = _SECURITY
+    schema["paths"] = {"/v1/chat/completions": {"post": _CHAT}, **schema["paths"]}
+    schema["components"] = {
+        "schemas": {"Error": _ERROR},
+        "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+    }
+    return schema

@@ -10,11 +10,22 @@ import difflib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from tierfall.errors import ClientGone, Internal, MethodNotAllowed, ModelNotFound, TierfallError
+from tierfall.errors import (
+    BackendDown,
+    BackendFault,
+    ClientGone,
+    IdleDeadline,
+    Internal,
+    MethodNotAllowed,
+    ModelNotFound,
+    TierfallError,
+    WorkerLost,
+)
 from tierfall_ingress.ask import parse_ask
 from tierfall_ingress.body import read_body
 from tierfall_ingress.keys import ANYBODY
 from tierfall_ingress.ladder import Ladder
+from tierfall_ingress.transcript import Transcript, may_resume
 from tierfall_ingress.wire import JSON, error_body, error_headers, request_id, respond
 
 if TYPE_CHECKING:
@@ -23,6 +34,7 @@ if TYPE_CHECKING:
     from tierfall.config import Config
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.body import Receive
+    from tierfall_ingress.keys import Caller
     from tierfall_ingress.ladder import Answer
     from tierfall_ingress.services import Services
     from tierfall_ingress.wire import Header, Send
@@ -33,6 +45,10 @@ _SSE: Final[tuple[Header, ...]] = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+_RESUMABLE: Final = (BackendFault, BackendDown, WorkerLost, IdleDeadline)
+"""A stream that was cut, garbled, lost or stalled; one that ran out of time or was refused is not."""
+SHOWN_NAME: Final = 100
+"""Characters of an unknown model's name that are compared and shown: enough to recognise it."""
 _log: Final = logging.getLogger("tierfall.ingress")
 
 
@@ -65,6 +81,7 @@ class Exchange:
         self._ladder: Ladder | None = None
         self._answer: Answer | None = None
         self._committed = False
+        self._read_whole = False
         self.id = request_id(_text(self._headers.get(b"x-request-id")))
 
     async def run(self) -> None:
@@ -109,9 +126,10 @@ class Exchange:
         config = services.config
         self._caller = services.keys.caller(_text(self._headers.get(b"authorization")))
         body = await read_body(self._headers, self._receive, config.server.max_body)
+        self._read_whole = True
         ask = self._ask = parse_ask(body)
         if ask.model not in config.models:
-            raise unknown_model(ask.model, config)
+            raise unknown_model(ask.model, config, self._caller)
         self._caller.check(ask.model)
         traceparent = _text(self._headers.get(b"traceparent")) or ""
         ladder = self._ladder = Ladder(
@@ -129,13 +147,34 @@ class Exchange:
             self._answer.line.fail(ClientGone("the client hung up"))
 
     async def _stream(self, answer: Answer, data: bytes) -> None:
-        send = self._send
+        send, transcript = self._send, Transcript()
         await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *self._told()]})
         self._committed = True
         while data:
             await send({"type": "http.response.body", "body": data, "more_body": True})
-            data = await answer.read()
+            transcript.add(data)
+            try:
+                data = await answer.read()
+            except _RESUMABLE as error:
+                if transcript.finished:
+                    break  # nothing but usage is missing
+                answer, data = await self._resume(answer, transcript, error)
         await send({"type": "http.response.body", "body": DONE})
+
+    async def _resume(
+        self, broken: Answer, transcript: Transcript, error: TierfallError
+    ) -> tuple[Answer, bytes]:
+        """Finds somebody to go on with a stream that broke, or raises how it broke."""
+        ask, ladder = self._ask, self._ladder
+        assert ask is not None  # noqa: S101 - there is no answer without them
+        assert ladder is not None  # noqa: S101 - likewise
+        wanted = self._services.config.models[ask.model].on_stream_failure == "resume"
+        point = transcript.resume() if wanted and may_resume(ask.body) else None
+        if point is None:
+            raise error
+        broken.close()
+        self._answer, data = await ladder.resume(broken, error, point)
+        return self._answer, data
 
     async def _fail(self, error: TierfallError) -> None:
         if isinstance(error, ClientGone):
@@ -147,7 +186,7 @@ class Exchange:
         headers = [*error_headers(error), *self._told()]
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", b"POST"))
-        if self._ask is None:
+        if not self._read_whole:
             headers.append((b"connection", b"close"))  # the rest of the body may still be on its way
         await respond(self._send, error.status, headers, body)
 
@@ -184,13 +223,14 @@ class Exchange:
         _log.info("chat", extra={"fields": fields})
 
 
-def unknown_model(name: str, config: Config) -> ModelNotFound:
-    """A 404 that names what the caller may have meant."""
-    near = difflib.get_close_matches(name, config.models, n=3, cutoff=0.4)
+def unknown_model(name: str, config: Config, caller: Caller) -> ModelNotFound:
+    """A 404 that names what the caller may have meant, of the models that it may use."""
+    shown = name if len(name) <= SHOWN_NAME else f"{name[:SHOWN_NAME]}…"
+    usable = [model for model in config.models if caller.may_use(model)]
+    near = difflib.get_close_matches(shown, usable, n=3, cutoff=0.4)
     hint = (
         f"did you mean {' or '.join(repr(model) for model in near)}?" if near else "GET /v1/models lists them"
     )
-    shown = name if len(name) <= 100 else f"{name[:100]}…"  # noqa: PLR2004 - enough to recognise it
     return ModelNotFound(
         f"the model {shown!r} does not exist here; {hint}", param="model", should_retry=False
     )

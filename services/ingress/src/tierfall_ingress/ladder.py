@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from tierfall.errors import BudgetSpent, ClientGone, Escalate, TierfallError
+from tierfall.errors import BudgetSpent, ClientGone, Escalate, IdleDeadline, TierfallError
 from tierfall_ingress.admission import Admission
 from tierfall_ingress.clocks import Clocks
 from tierfall_ingress.story import Story
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
     from tierfall.config import Model
+    from tierfall.protocol.envelope import Resume
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.keys import Caller
     from tierfall_ingress.line import Line
@@ -145,9 +146,34 @@ class Ladder:
         Raises:
             TierfallError: Nobody could answer, the request is at fault, the budget is spent, the client left.
         """
+        return await self._within_budget(self._climb(0))
+
+    async def resume(self, broken: Answer, error: TierfallError, point: Resume) -> tuple[Answer, bytes]:
+        """Goes on with an answer whose stream broke: on the same tier if it may, then on the next ones.
+
+        Args:
+            broken: The answer; the caller has closed it.
+            error: How it broke.
+            point: What the client has of it.
+
+        Returns:
+            The answer that goes on and its first new bytes.
+
+        Raises:
+            TierfallError: Nobody could go on with it.
+        """
+        self._admission.resume = point
+        self._note(broken.tier, self._loop.time() - self._began, error)
+        self._services.meters.broke(broken.tier, error.slug)
+        index = self._names.index(broken.model)
+        if isinstance(error, IdleDeadline) and index + 1 < len(self._names):
+            index += 1  # silence is never retried on the same tier
+        return await self._within_budget(self._climb(index))
+
+    async def _within_budget(self, work: Coroutine[Any, Any, tuple[Answer, bytes]]) -> tuple[Answer, bytes]:
         try:
             async with asyncio.timeout_at(self._began + self._budget) as self._giving_up:
-                return await self._climb()
+                return await work
         except TimeoutError:
             if self._gone:
                 raise ClientGone("the client hung up") from None
@@ -161,9 +187,8 @@ class Ladder:
         if self._giving_up is not None:
             self._giving_up.reschedule(self._loop.time())
 
-    async def _climb(self) -> tuple[Answer, bytes]:
+    async def _climb(self, index: int) -> tuple[Answer, bytes]:
         window_needed = 0
-        index = 0
         while True:
             rung = Rung(self._names[index], self._config.models[self._names[index]], self._loop.time())
             try:
@@ -192,13 +217,13 @@ class Ladder:
                 answered = await self._attempt(rung, index)
             except TierfallError as error:
                 now = self._loop.time()
-                self._note(rung, now - began, error)
+                self._note(rung.tier, now - began, error)
                 pause = rung.pause_before_retry(error, now)
                 if pause is None:
                     raise
                 await asyncio.sleep(pause)
             else:
-                self._note(rung, self._loop.time() - began, None)
+                self._note(rung.tier, self._loop.time() - began, None)
                 return answered
 
     async def _attempt(self, rung: Rung, index: int) -> tuple[Answer, bytes]:
@@ -220,9 +245,9 @@ class Ladder:
         roster, models = self._services.roster, self._config.models
         return any(roster.is_live(models[name].tier) for name in self._names[index + 1 :])
 
-    def _note(self, rung: Rung, took_s: float, error: TierfallError | None) -> None:
-        self.story.add(rung.tier, took_s, error)
-        self._services.meters.attempted(rung.tier, self.story.chapters[-1].outcome)
+    def _note(self, tier: str, took_s: float, error: TierfallError | None) -> None:
+        self.story.add(tier, took_s, error)
+        self._services.meters.attempted(tier, self.story.chapters[-1].outcome)
 
     def _over_budget(self) -> TierfallError:
         told = self.story.header

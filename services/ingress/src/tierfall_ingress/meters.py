@@ -50,6 +50,12 @@ class Meters:
             ["tier", "reason"],
             registry=registry,
         )
+        self._broken = Counter(
+            "tierfall_broken_streams",
+            "Streams that broke after their first output and were to be resumed, by tier and why.",
+            ["tier", "reason"],
+            registry=registry,
+        )
         self.in_flight = Gauge("tierfall_in_flight", "Chat requests under way.", registry=registry)
         self._litellm_requests = Counter(
             "litellm_proxy_total_requests_metric",
@@ -71,6 +77,10 @@ class Meters:
     def escalated(self, tier: str, reason: str) -> None:
         """A request left ``tier`` for a later one."""
         self._escalations.labels(tier, reason).inc()
+
+    def broke(self, tier: str, reason: str) -> None:
+        """A stream broke after its first output, and another attempt is to go on with it."""
+        self._broken.labels(tier, reason).inc()
 
     def finished(self, model: str, status: int, took_s: float, answer: Answer | None) -> None:
         """A request is over."""

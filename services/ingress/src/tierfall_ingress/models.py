@@ -34,15 +34,18 @@ def add_models(api: FastAPI, services: Services) -> None:
         }
 
     @api.get("/v1/models", tags=["models"], summary="List the models")
+    @api.get("/v1/models/", include_in_schema=False)
+    @api.get("/models", include_in_schema=False)
     async def list_models(authorization: Authorization = None) -> dict[str, Any]:
         caller = services.keys.caller(authorization)
         names = [name for name in services.config.models if caller.may_use(name)]
         return {"object": "list", "data": [model(name) for name in names]}
 
     @api.get("/v1/models/{name:path}", tags=["models"], summary="Describe one model")
+    @api.get("/models/{name:path}", include_in_schema=False)
     async def describe_model(name: str, authorization: Authorization = None) -> dict[str, Any]:
         caller = services.keys.caller(authorization)
         if name not in services.config.models:
-            raise unknown_model(name, services.config)
+            raise unknown_model(name, services.config, caller)
         caller.check(name)
         return model(name)

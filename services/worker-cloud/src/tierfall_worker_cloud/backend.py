@@ -6,7 +6,14 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from tierfall.errors import TierfallError
-from tierfall.upstream import CLOUD_CONNECT_TIMEOUT_S, CLOUD_KEEPALIVE_S, OpenAIUpstream, Source
+from tierfall.upstream import (
+    CLOUD_CONNECT_TIMEOUT_S,
+    CLOUD_KEEPALIVE_S,
+    OpenAIUpstream,
+    Source,
+    continued,
+)
+from tierfall.worker import Prefill
 from tierfall_worker_cloud.account import Account
 from tierfall_worker_cloud.request import shape
 
@@ -63,6 +70,15 @@ class CloudBackend:
         except TierfallError as error:
             self._account.note(error)
             raise
+
+    def prefill(self, ask: Ask, text: str) -> Prefill:
+        """As the provider's data says; most have no way to go on from a given beginning."""
+        messages = ask.body.get("messages")
+        flag = self._provider.prefill_flag
+        if messages is None or not flag:
+            return Prefill.UNSUPPORTED
+        ask.body["messages"] = continued(messages, text, flag)
+        return Prefill.ECHOED
 
     async def close(self) -> None:
         """Closes the provider's connections."""

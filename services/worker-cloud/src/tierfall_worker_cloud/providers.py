@@ -50,6 +50,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         roles: Message roles that go under another name.
         message_refused: Members of a message that cannot be honoured; null is left out.
         message_dropped: Members of a message that SDKs echo from an answer and that carry no wish.
+        prefill_flag: What marks a last assistant message as the answer's beginning, which the provider then
+            says again; empty where there is no such thing.
         mender: Makes the mender of one answer's chunks, where they need one.
     """
 
@@ -63,6 +65,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     roles: dict[str, str] = {}
     message_refused: tuple[str, ...] = ()
     message_dropped: tuple[str, ...] = ()
+    prefill_flag: str = ""
     mender: type[ChunkMender] | None = None
 
 
@@ -119,6 +122,7 @@ MISTRAL: Final = Provider(
     roles={"developer": "system"},
     message_refused=("name", "audio", "function_call"),
     message_dropped=_ECHOED,
+    prefill_flag="prefix",
     mender=MistralMender,
 )
 

@@ -18,7 +18,7 @@ from tierfall.errors import (
     StreamBroken,
     UnsupportedByTier,
 )
-from tierfall.worker.backend import PROGRESS_EVERY_S, Health, Progress
+from tierfall.worker.backend import PROGRESS_EVERY_S, Health, Prefill, Progress
 from tierfall_worker_ollama.answer import Answer
 from tierfall_worker_ollama.client import OllamaClient, StatusRefusal
 from tierfall_worker_ollama.library import Library
@@ -73,6 +73,10 @@ class OllamaBackend:
     async def start(self) -> None:
         """Opens the HTTP session."""
         await self._client.start()
+
+    def prefill(self, ask: Ask, text: str) -> Prefill:  # noqa: ARG002 - the port's signature
+        """It depends on the model's template whether Ollama goes on in the same message: not relied on."""
+        return Prefill.UNSUPPORTED
 
     async def close(self) -> None:
         """Stops a pull, closes every connection."""

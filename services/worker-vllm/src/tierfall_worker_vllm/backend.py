@@ -5,8 +5,11 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from tierfall.upstream import OpenAIUpstream, Source, encode, prepare
-from tierfall_worker_vllm.engine import Engine
+import msgspec
+
+from tierfall.upstream import OpenAIUpstream, Source, continued, encode, prepare
+from tierfall.worker import Prefill
+from tierfall_worker_vllm.engine import Engine, Flavour
 from tierfall_worker_vllm.tally import Tally
 
 if TYPE_CHECKING:
@@ -55,6 +58,18 @@ class VllmBackend:
         if tally.lacks_usage and messages is not None:
             prompt_tokens = await self._engine.count_tokens(ask.backend_model, messages)
             yield tally.usage_chunk(ask.backend_model, prompt_tokens)
+
+    def prefill(self, ask: Ask, text: str) -> Prefill:
+        """For vLLM and llama.cpp, which go on from a last assistant message, each in its own way."""
+        messages = ask.body.get("messages")
+        if messages is None or self._engine.flavour is Flavour.OTHER:
+            return Prefill.UNSUPPORTED
+        ask.body["messages"] = continued(messages, text)
+        if self._engine.flavour is Flavour.LLAMA_CPP:
+            return Prefill.ECHOED
+        ask.body["continue_final_message"] = msgspec.Raw(b"true")
+        ask.body["add_generation_prompt"] = msgspec.Raw(b"false")
+        return Prefill.SILENT
 
     async def close(self) -> None:
         """Closes the engine's connections."""

@@ -8,6 +8,7 @@ it is ready. SGLang has ``/health`` too; LM Studio and others have only ``/v1/mo
 from __future__ import annotations
 
 import asyncio
+import enum
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +38,14 @@ _KEY_STATUSES: Final = frozenset({401, 403})
 _encoder: Final = msgspec.json.Encoder()
 
 
+class Flavour(enum.Enum):
+    """Which engine it is, as its model list's ``owned_by`` tells."""
+
+    VLLM = "vllm"
+    LLAMA_CPP = "llamacpp"
+    OTHER = ""
+
+
 class Engine:
     """The side of one engine that is not chat.
 
@@ -56,6 +65,7 @@ class Engine:
         self._has_health = True
         self._models: tuple[str, ...] = ()
         self._models_due = 0.0
+        self.flavour = Flavour.OTHER
 
     async def probe(self) -> Health:
         """Asks the engine how it is; never raises for one that is down."""
@@ -91,6 +101,7 @@ class Engine:
             if not self._has_health and reply.status != _OK:
                 return self._unwell(reply, "/v1/models")
             self._models = _names(reply.json)
+            self.flavour = _flavour(reply.json)
             self._models_due = time.monotonic() + MODELS_EVERY_S
         return Health("up", self._hint(), self._models)
 
@@ -146,6 +157,12 @@ class Engine:
         )
         found = reply.json if reply.status == _OK else None
         return found if isinstance(found, dict) else {}
+
+
+def _flavour(listed: Any) -> Flavour:
+    data = listed.get("data") if isinstance(listed, dict) else None
+    owners = {each.get("owned_by") for each in data or () if isinstance(each, dict)}
+    return next((flavour for flavour in Flavour if flavour.value in owners), Flavour.OTHER)
 
 
 def _names(listed: Any) -> tuple[str, ...]:

@@ -2,5 +2,6 @@
 
 from tierfall.chat.assemble import Assembly
 from tierfall.chat.chunk import ChunkStream
+from tierfall.chat.continuation import Continuation
 
-__all__ = ["Assembly", "ChunkStream"]
+__all__ = ["Assembly", "ChunkStream", "Continuation"]

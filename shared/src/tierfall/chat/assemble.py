@@ -6,11 +6,17 @@ result has the fields of OpenAI's non-streaming answer, and whatever else the ba
 
 from __future__ import annotations
 
+import binascii
+from base64 import b64decode, b64encode
 from typing import Any, Final
 
 import msgspec
 
-_TEXT_FIELDS: Final = ("content", "refusal", "reasoning_content", "reasoning")
+from tierfall.errors import StreamBroken
+
+_SAID_ONCE: Final = frozenset({"role", "id", "type", "name", "index"})
+"""Strings of a delta that name something; every other string of a delta is a piece of a longer one."""
+_NULL_IF_EMPTY: Final = ("refusal", "reasoning_content", "reasoning")
 _chunk: Final = msgspec.json.Decoder(dict[str, Any])
 _encoder: Final = msgspec.json.Encoder()
 
@@ -23,11 +29,18 @@ class Assembly:
         self._choices: dict[int, _Choice] = {}
 
     def feed(self, chunk: bytes) -> None:
-        """Adds one chunk, as :meth:`tierfall.chat.ChunkStream.feed` returned it."""
-        members = _chunk.decode(chunk)
-        for choice in members.pop("choices", None) or ():
-            index = choice.pop("index", 0)
-            self._choices.setdefault(index, _Choice()).feed(choice)
+        """Adds one chunk, as :meth:`tierfall.chat.ChunkStream.feed` returned it.
+
+        Raises:
+            StreamBroken: Its fields are not of the types that a chunk's have.
+        """
+        try:
+            members = _chunk.decode(chunk)
+            for choice in members.pop("choices", None) or ():
+                index = choice.pop("index", 0)
+                self._choices.setdefault(index, _Choice()).feed(choice)
+        except (RecursionError, AttributeError, TypeError):
+            raise StreamBroken("the backend sent a chunk whose fields are not those of a chunk") from None
         for name, value in members.items():
             if value is not None or name not in self._top:
                 self._top[name] = value
@@ -48,70 +61,112 @@ class _Choice:
     """One choice as it grows."""
 
     def __init__(self) -> None:
-        self._text: dict[str, list[str]] = {}
         self._message: dict[str, Any] = {}
-        self._tools: dict[int, dict[str, Any]] = {}
-        self._logprobs: dict[str, Any] | None = None
+        self._tools: dict[int, Any] = {}
+        self._logprobs: Any = None
         self._rest: dict[str, Any] = {}
 
     def feed(self, choice: dict[str, Any]) -> None:
-        self._feed_delta(choice.pop("delta", None) or {})
-        self._feed_logprobs(choice.pop("logprobs", None))
+        delta = choice.pop("delta", None) or {}
+        for call in delta.pop("tool_calls", None) or ():
+            self._feed_call(call)
+        self._message = _grown(self._message, delta)
+        logprobs = choice.pop("logprobs", None)
+        if logprobs is not None:
+            self._logprobs = _extended(self._logprobs, logprobs)
         for name, value in choice.items():
-            if value is not None or name not in self._rest:
-                self._rest[name] = value
+            self._rest[name] = _extended(self._rest.get(name), value)
 
     def completed(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None, **self._message}
-        for name, parts in self._text.items():
-            message[name] = "".join(parts)
+        audio = self._message.get("audio")
+        if isinstance(audio, dict) and isinstance(audio.get("data"), _Text):
+            audio["data"] = _joined_audio(audio["data"])
+        message = {"role": "assistant", "content": None, "refusal": None, **_joined(self._message)}
+        for name in _NULL_IF_EMPTY:
+            if name in message:
+                message[name] = message[name] or None
         if self._tools:
+            message["tool_calls"] = [_whole_call(self._tools[index]) for index in sorted(self._tools)]
+        if self._tools or message["refusal"] or message.get("function_call"):
             message["content"] = message["content"] or None
-            message["tool_calls"] = [self._tools[index] for index in sorted(self._tools)]
-        rest = {"finish_reason": None, **self._rest}
-        return {"message": message, "logprobs": self._logprobs, **rest}
+        return {"message": message, "logprobs": self._logprobs, "finish_reason": None, **self._rest}
 
-    def _feed_delta(self, delta: dict[str, Any]) -> None:
-        for name in _TEXT_FIELDS:
-            value = delta.get(name)
-            if isinstance(value, str):
-                del delta[name]
-                self._text.setdefault(name, []).append(value)
-        for position, call in enumerate(delta.pop("tool_calls", None) or ()):
-            index = call.pop("index", None)
-            _merge_call(self._tools.setdefault(position if index is None else index, {}), call)
-        for name, value in delta.items():
-            self._message[name] = _merged(self._message.get(name), value)
-
-    def _feed_logprobs(self, logprobs: dict[str, Any] | None) -> None:
-        if logprobs is None:
-            return
-        if self._logprobs is None:
-            self._logprobs = {}
-        for name, value in logprobs.items():
-            self._logprobs[name] = _merged(self._logprobs.get(name), value)
+    def _feed_call(self, call: dict[str, Any]) -> None:
+        index = call.pop("index", None)
+        if index is None:  # a call that is said in one piece, or the last one's continuation
+            index = len(self._tools) if call.get("id") or not self._tools else max(self._tools)
+        self._tools[index] = _grown(self._tools.get(index, {}), call)
 
 
-def _merge_call(into: dict[str, Any], call: dict[str, Any]) -> None:
-    """One tool call's delta: arguments grow, the other fields are said once."""
-    function = call.pop("function", None) or {}
-    for name, value in call.items():
-        if value is not None:
-            into.setdefault(name, value)
-    if not function:
-        return
-    known = into.setdefault("function", {})
-    for name, value in function.items():
-        if name == "arguments":
-            known[name] = known.get(name, "") + (value or "")
-        elif value is not None:
-            known.setdefault(name, value)
+class _Text(list[str]):
+    """A string's pieces, joined once at the end: joining as they come takes quadratic time."""
 
 
-def _merged(old: Any, new: Any) -> Any:
-    """Lists and objects grow; anything else is replaced by what is said last."""
+def _grown(old: Any, new: Any, name: str = "") -> Any:
+    """A delta's value added to what is there: strings and lists are appended to, objects by member."""
+    if isinstance(new, dict):
+        known = old if isinstance(old, dict) else {}
+        for key, value in new.items():
+            known[key] = _grown(known.get(key), value, key)
+        return known
+    if isinstance(new, list):
+        return _as_parts(old) + new
+    if name in _SAID_ONCE:
+        return old or new
+    if isinstance(new, str):
+        return _with_text(old, new)
+    return old if new is None else new
+
+
+def _with_text(old: Any, piece: str) -> Any:
+    if isinstance(old, _Text) or not isinstance(old, list):
+        text = old if isinstance(old, _Text) else _Text()
+        text.append(piece)
+        return text
+    if old and isinstance(old[-1], dict) and old[-1].get("type") == "text":
+        return [*old[:-1], {**old[-1], "text": old[-1].get("text", "") + piece}]
+    return old + _as_parts(_Text([piece]))
+
+
+def _as_parts(value: Any) -> list[Any]:
+    """What a list is appended to; text that came as a string before becomes a text part."""
+    if isinstance(value, _Text):
+        text = "".join(value)
+        return [{"type": "text", "text": text}] if text else []
+    return value if isinstance(value, list) else []
+
+
+def _joined_audio(pieces: _Text) -> str:
+    """Base64 pieces as one: each was encoded by itself, so padding may stand in the middle."""
+    try:
+        return b64encode(b"".join(b64decode(piece, validate=True) for piece in pieces)).decode()
+    except binascii.Error:
+        return "".join(pieces)
+
+
+def _joined(value: Any) -> Any:
+    """With every string whole."""
+    if isinstance(value, _Text):
+        return "".join(value)
+    if isinstance(value, dict):
+        return {name: _joined(member) for name, member in value.items()}
+    return value
+
+
+def _whole_call(call: Any) -> dict[str, Any]:
+    """A tool call with the members that OpenAI's always have."""
+    whole: dict[str, Any] = _joined(call)
+    function = whole.get("function")
+    if isinstance(function, dict):
+        whole["function"] = {**function, "arguments": function.get("arguments") or ""}
+        whole["type"] = whole.get("type") or "function"
+    return whole
+
+
+def _extended(old: Any, new: Any) -> Any:
+    """A choice's own member: lists and objects grow, anything else is replaced by what is said last."""
     if isinstance(old, list) and isinstance(new, list):
         return old + new
     if isinstance(old, dict) and isinstance(new, dict):
-        return {**old, **{name: _merged(old.get(name), value) for name, value in new.items()}}
+        return {**old, **{name: _extended(old.get(name), value) for name, value in new.items()}}
     return old if new is None else new

@@ -10,7 +10,20 @@ from typing import Any, Final
 
 import msgspec
 
-from tierfall.errors import StreamBroken
+from tierfall.errors import BackendFault, StreamBroken
+
+
+class _Function(msgspec.Struct):
+    name: Any = None
+
+
+class ToolCall(msgspec.Struct):
+    """One tool call's delta, as far as it is judged."""
+
+    index: int | None = None
+    id: Any = None
+    type: Any = None
+    function: _Function | None = None
 
 
 class Delta(msgspec.Struct):
@@ -21,7 +34,7 @@ class Delta(msgspec.Struct):
     reasoning_content: Any = None
     reasoning: Any = None
     refusal: Any = None
-    tool_calls: Any = None
+    tool_calls: list[ToolCall] | None = None
     function_call: Any = None
     audio: Any = None
 
@@ -48,6 +61,7 @@ class Choice(msgspec.Struct):
 
 class _Judged(msgspec.Struct):
     choices: list[Choice] | None = None
+    error: msgspec.Raw | None = None
 
 
 _judged: Final = msgspec.json.Decoder(_Judged)
@@ -67,6 +81,8 @@ class ChunkStream:
         answer_id: The ``id`` that every chunk gets.
         created: Unix seconds, likewise.
         model: The configured name of the model that answers, likewise.
+        choices: How many the client asked for (``n``).
+        begun: Whether the client has the beginning of the (one) choice already, role included.
 
     Attributes:
         started: Whether real output, or the end of a choice, has been seen.
@@ -74,16 +90,20 @@ class ChunkStream:
         usage: The last usage object that the backend sent, as JSON; ``None`` while there was none.
     """
 
-    __slots__ = ("_finished", "_seen", "_stamp", "outputs", "started", "usage")
+    __slots__ = ("_asked", "_calls", "_finished", "_seen", "_stamp", "outputs", "started", "usage")
 
-    def __init__(self, answer_id: str, created: int, model: str) -> None:
+    def __init__(
+        self, answer_id: str, created: int, model: str, choices: int = 1, *, begun: bool = False
+    ) -> None:
         self._stamp = {
             "id": _raw(answer_id),
             "object": _raw("chat.completion.chunk"),
             "created": _raw(created),
             "model": _raw(model),
         }
-        self._seen: set[int] = set()
+        self._asked = choices
+        self._seen: set[int] = {0} if begun else set()
+        self._calls: set[tuple[int, int]] = set()
         self._finished: dict[int, str] = {}
         self.started = False
         self.outputs = 0
@@ -91,8 +111,13 @@ class ChunkStream:
 
     @property
     def complete(self) -> bool:
-        """Whether every choice that began has its ``finish_reason``: the only sign of a whole answer."""
-        return bool(self._seen) and len(self._finished) == len(self._seen)
+        """Whether every choice asked for has its ``finish_reason``: the only sign of a whole answer."""
+        return len(self._finished) >= max(self._asked, len(self._seen))
+
+    @property
+    def missing(self) -> int:
+        """How many of the choices asked for never began."""
+        return max(0, self._asked - len(self._seen))
 
     @property
     def finish_reasons(self) -> tuple[str, ...]:
@@ -100,20 +125,31 @@ class ChunkStream:
         return tuple(self._finished[index] for index in sorted(self._finished))
 
     def feed(self, payload: bytes) -> bytes:
-        """The chunk as the client gets it, as JSON text; empty when nothing of it is for the client.
+        """The chunk as the client gets it, as JSON on one line; empty when nothing of it is for the client.
 
         Raises:
             StreamBroken: The bytes are no chunk.
+            BackendFault: They are an error object in a chunk's place.
         """
         try:
-            choices = _judged.decode(payload).choices
-            members = _members.decode(payload)
-        except (msgspec.DecodeError, RecursionError):
+            return self._feed(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise StreamBroken("the backend sent something that is not a chat completion chunk") from None
+
+    def _feed(self, payload: bytes) -> bytes:
+        if not payload.isascii():
+            payload.decode()  # the parser does not look into strings that it skips
+        if b"\n" in payload or b"\r" in payload:
+            payload = msgspec.json.format(payload, indent=-1)  # a line break would end the event
+        judged = _judged.decode(payload)
+        members = _members.decode(payload)
+        choices = judged.choices
         usage = members.pop("usage", None)
         if usage is not None and bytes(usage) != b"null":
             self.usage = usage
         if not choices:
+            if judged.error is not None and bytes(judged.error) != b"null":
+                raise BackendFault("the backend reported an error in the middle of its stream")
             return b""
         if any(self._breaks_a_rule(choice) for choice in choices):
             members["choices"] = self._mend(members["choices"])
@@ -128,29 +164,51 @@ class ChunkStream:
 
     def _breaks_a_rule(self, choice: Choice) -> bool:
         first = choice.index not in self._seen
+        delta = choice.delta
         return (
-            choice.delta is None
-            or first != (choice.delta.role is not None)
+            delta is None
+            or first != (delta.role is not None)
             or (choice.finish_reason is not None and choice.index in self._finished)
+            or choice.finish_reason == ""
+            or any(self._repeats(choice.index, call) for call in delta.tool_calls or ())
         )
+
+    def _repeats(self, choice: int, call: ToolCall) -> bool:
+        """Whether a tool call's delta says again what SDKs would join to what they have."""
+        named = call.function is not None and call.function.name
+        return (choice, call.index) in self._calls and bool(call.id or call.type or named)
 
     def _note(self, choice: Choice) -> None:
         self._seen.add(choice.index)
-        if choice.delta is not None and choice.delta.has_output():
+        delta = choice.delta
+        if delta is not None and delta.has_output():
             self.started = True
             self.outputs += 1
-        if choice.finish_reason is not None:
+            for call in delta.tool_calls or ():
+                if call.index is not None:
+                    self._calls.add((choice.index, call.index))
+        if choice.finish_reason:
             self.started = True
             self._finished.setdefault(choice.index, choice.finish_reason)
 
     def _mend(self, raw: msgspec.Raw) -> msgspec.Raw:
-        """A delta always, the role first and once per choice, ``finish_reason`` once."""
+        """A delta always, role first and once, ``finish_reason`` once, a tool call's name once."""
         choices = _choices.decode(raw)
         for choice in choices:
             index = choice.get("index", 0)
             delta = choice.get("delta") or {}
             role = delta.pop("role", None) or "assistant"
             choice["delta"] = delta if index in self._seen else {"role": role, **delta}
-            if index in self._finished:
+            if index in self._finished or not choice.get("finish_reason"):
                 choice["finish_reason"] = None
+            for call in delta.get("tool_calls") or ():
+                if (index, call.get("index")) in self._calls:
+                    _only_what_grows(call)
         return msgspec.Raw(_encoder.encode(choices))
+
+
+def _only_what_grows(call: dict[str, Any]) -> None:
+    call.pop("id", None)
+    call.pop("type", None)
+    if isinstance(call.get("function"), dict):
+        call["function"].pop("name", None)

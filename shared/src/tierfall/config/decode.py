@@ -7,6 +7,7 @@ through :mod:`msgspec.inspect`, so a new field there needs no word here.
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec.inspect
@@ -186,6 +187,8 @@ def _reader(kind: msgspec.inspect.Type) -> Callable[[str], object]:
     match kind:
         case msgspec.inspect.CustomType():
             return _CUSTOM[kind.cls]
+        case msgspec.inspect.LiteralType():
+            return partial(scalars.one_of, tuple(str(value) for value in kind.values))
         case msgspec.inspect.StrType():
             return scalars.text_value
         case msgspec.inspect.IntType():

@@ -43,6 +43,13 @@ def shown(text: str) -> str:
     return f'"{text}"' if len(text) <= _SHOWN_CHARACTERS else f'"{text[:_SHOWN_CHARACTERS]}..."'
 
 
+def one_of(allowed: tuple[str, ...], text: str) -> str:
+    """Reads one of a few words."""
+    if text in allowed:
+        return text
+    raise ValueError(f"is {shown(text)}, must be {' or '.join(allowed)}")
+
+
 def duration(text: str) -> Duration:
     """Reads ``500ms``, ``3s``, ``10m`` or ``1h`` as seconds."""
     if found := _DURATION.fullmatch(text):

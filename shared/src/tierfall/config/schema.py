@@ -5,7 +5,7 @@ Durations are in seconds once decoded (``3s``, ``500ms``, ``10m`` in the file), 
 
 from __future__ import annotations
 
-from typing import Final, NoReturn
+from typing import Final, Literal, NoReturn
 
 import msgspec
 
@@ -206,6 +206,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     fallbacks: tuple[str, ...] = ()
     """Models to go to, in order, when this one does not answer. Their own fallbacks do not count."""
     when_full: Wait = Wait()
+    on_stream_failure: Literal["resume", "error"] = "resume"
+    """What happens to a stream that breaks after its first output."""
     context_window: int | None = None
     """Tokens; lets a prompt that is too long for one tier go to a larger one."""
 

@@ -12,6 +12,15 @@ from tierfall.protocol.frames import FrameError
 _LENGTH: Final = struct.Struct("!I")
 
 
+class Resume(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the client has of an answer whose stream broke."""
+
+    content: str
+    reasoning: str = ""
+    outputs: int = 0
+    """How many chunks it came in: an estimate of its tokens."""
+
+
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker has to know besides the raw body.
 
@@ -43,6 +52,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Bytes that may be sent before the first CREDIT."""
     body_size: int
     traceparent: str = ""
+    resume: Resume | None = None
+    """Set when this attempt goes on with an answer that another attempt began."""
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

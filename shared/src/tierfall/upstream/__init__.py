@@ -1,6 +1,6 @@
 """What workers share that reach a backend over OpenAI's HTTP API."""
 
-from tierfall.upstream.body import Body, encode, prepare
+from tierfall.upstream.body import Body, continued, encode, prepare
 from tierfall.upstream.failure import KEY_REFUSED, Source
 from tierfall.upstream.openai import (
     CLOUD_CONNECT_TIMEOUT_S,
@@ -21,6 +21,7 @@ __all__ = [
     "Reply",
     "SSEParser",
     "Source",
+    "continued",
     "encode",
     "prepare",
 ]

@@ -12,6 +12,7 @@ Body = dict[str, msgspec.Raw]
 
 _TRUE: Final = msgspec.Raw(b"true")
 _encoder: Final = msgspec.json.Encoder()
+_listed: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _options: Final = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 
 
@@ -37,6 +38,27 @@ def prepare(body: Body, backend_model: str, *, include_usage: bool = True) -> No
         raise InvalidRequest("stream_options must be an object", param="stream_options") from None
     options["include_usage"] = _TRUE
     body["stream_options"] = msgspec.Raw(_encoder.encode(options))
+
+
+def continued(messages: msgspec.Raw, text: str, *flags: str) -> msgspec.Raw:
+    """The messages with the beginning of their answer behind them; what was there keeps its bytes.
+
+    Args:
+        messages: The request's.
+        text: What the answer begins with.
+        flags: Members of the added message that are set to true.
+
+    Raises:
+        InvalidRequest: ``messages`` is not an array.
+    """
+    try:
+        listed = _listed.decode(messages)
+    except msgspec.DecodeError:
+        raise InvalidRequest("messages must be an array", param="messages") from None
+    listed.append(
+        msgspec.Raw(_encoder.encode({"role": "assistant", "content": text, **dict.fromkeys(flags, True)}))
+    )
+    return msgspec.Raw(_encoder.encode(listed))
 
 
 def encode(body: Body) -> bytes:

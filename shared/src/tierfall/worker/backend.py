@@ -7,6 +7,7 @@ frames, drain) is the runtime's.
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -58,6 +59,16 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str = ""
 
 
+class Prefill(enum.Enum):
+    """Whether a backend goes on from a beginning of its answer that the prompt holds."""
+
+    UNSUPPORTED = "unsupported"
+    SILENT = "silent"
+    """It does, and sends only what is new."""
+    ECHOED = "echoed"
+    """It does, and says the beginning again first."""
+
+
 class Backend(Protocol):
     """One backend of one tier. All methods run on the worker's event loop."""
 
@@ -84,6 +95,13 @@ class Backend(Protocol):
 
         Raises:
             TierfallError: Any class of the tree that describes the failure.
+        """
+
+    def prefill(self, ask: Ask, text: str) -> Prefill:
+        """Rewrites ``ask.body`` so that the answer goes on from ``text``, where the backend can do that.
+
+        Only where it surely goes on in the same message: a prompt that the user did not write is worse than
+        an error. ``UNSUPPORTED`` leaves the body alone; the runtime then asks anew and skips ``text``.
         """
 
     async def close(self) -> None:

@@ -9,20 +9,31 @@ from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
-from tierfall.chat import Assembly, ChunkStream
-from tierfall.errors import BackendFault, InvalidRequest, StreamBroken, TierfallError
+from tierfall.chat import ChunkStream
+from tierfall.errors import (
+    BackendFault,
+    ContinuationDiverged,
+    InvalidRequest,
+    StreamBroken,
+    TierfallError,
+    UnsupportedByTier,
+)
 from tierfall.protocol.envelope import Ending
-from tierfall.worker.backend import Ask, Progress
+from tierfall.worker.backend import Ask, Prefill, Progress
+from tierfall.worker.sink import EventSink, ResumedSink, WholeSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from tierfall.protocol.envelope import Envelope
+    from tierfall.protocol.envelope import Envelope, Resume
     from tierfall.worker.backend import Backend
     from tierfall.worker.reply import Reply
+    from tierfall.worker.sink import Sink
 
 TAIL_S: Final = 2.0
 """How long a backend may take, after the last ``finish_reason``, to send usage and close."""
+
+_LIMITS: Final = ("max_tokens", "max_completion_tokens")
 
 _log: Final = logging.getLogger("tierfall.worker")
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -96,6 +107,8 @@ class Job:
         except asyncio.CancelledError:
             # Whoever cancelled has said what the ingress is to hear, if anything.
             raise
+        except RecursionError:  # the ingress's parser, in a shallower stack, let it just pass
+            self.reply.fail(InvalidRequest("the body is nested too deeply"))
         except Exception:  # noqa: BLE001 - one request's defect ends that request, with a traceback
             _log.exception("request %s: the worker itself failed", self._envelope.request_id)
             self.reply.fail(BackendFault("the worker failed on this request; its log has the cause"))
@@ -115,15 +128,52 @@ class Job:
         )
 
     async def _relay(self) -> None:
+        resume = self._envelope.resume
+        if resume is None:
+            ask = self._ask()
+            chunks = self._chunks(ask)
+            kind = EventSink if self._envelope.streaming else WholeSink
+            await self._play(ask, chunks, kind(self.reply, chunks, self._envelope))
+        elif resume.reasoning or not await self._continue(resume):
+            await self._repeat(resume)
+
+    async def _continue(self, resume: Resume) -> bool:
+        """Lets the backend go on from what the client has; False if it cannot, and nothing was sent."""
+        ask = self._ask()
+        prefill = self._backend.prefill(ask, resume.content)
+        if prefill is Prefill.UNSUPPORTED or not _shorten(ask, resume.outputs):
+            return False
+        chunks = self._chunks(ask)
+        repeats = prefill is Prefill.ECHOED
+        sink = ResumedSink(self.reply, chunks, self._envelope, resume, repeats=repeats, prefilled=True)
+        try:
+            await self._play(ask, chunks, sink)
+        except (InvalidRequest, ContinuationDiverged):
+            if sink.began:
+                raise
+            return False
+        return True
+
+    async def _repeat(self, resume: Resume) -> None:
+        """Lets the backend answer anew and skips what the client has, as long as it is the same."""
+        ask = self._ask()
+        chunks = self._chunks(ask)
+        sink = ResumedSink(self.reply, chunks, self._envelope, resume, repeats=True, prefilled=False)
+        await self._play(ask, chunks, sink)
+
+    def _chunks(self, ask: Ask) -> ChunkStream:
         envelope = self._envelope
-        chunks = ChunkStream(envelope.answer_id, envelope.created, envelope.model)
-        sink = (
-            _Events(self.reply, chunks)
-            if envelope.streaming
-            else _Whole(self.reply, chunks, envelope.signs_every_s)
+        return ChunkStream(
+            envelope.answer_id,
+            envelope.created,
+            envelope.model,
+            _choices_asked(ask),
+            begun=envelope.resume is not None,
         )
+
+    async def _play(self, ask: Ask, chunks: ChunkStream, sink: Sink) -> None:
         # A backend's chat is an async generator function; closing it is what closes its connection.
-        items = cast("AsyncGenerator[bytes | Progress, None]", self._backend.chat(self._ask()))
+        items = cast("AsyncGenerator[bytes | Progress, None]", self._backend.chat(ask))
         async with aclosing(items):
             while (item := await _next(items, chunks)) is not None:
                 if isinstance(item, Progress):
@@ -134,9 +184,32 @@ class Job:
                     sink.feed(chunk)
                     await self.reply.room()
         if not chunks.complete:
-            raise StreamBroken("the backend's answer ended before its finish_reason")
-        sink.close(include_usage=envelope.include_usage)
+            raise _incomplete(chunks)
+        sink.close()
         self.reply.end(_ending(chunks))
+
+
+def _shorten(ask: Ask, tokens: int) -> bool:
+    """Takes what was generated already off the request's limits; False when nothing is left of one."""
+    for name in _LIMITS:
+        limit = msgspec.json.decode(ask.body.get(name, b"null"))
+        if isinstance(limit, int):
+            if limit <= tokens:
+                return False
+            ask.body[name] = msgspec.Raw(str(limit - tokens).encode())
+    return True
+
+
+def _choices_asked(ask: Ask) -> int:
+    """``n``, whose type and range the ingress has checked."""
+    asked = ask.body.get("n")
+    return 1 if asked is None else msgspec.json.decode(asked, type=int | None) or 1
+
+
+def _incomplete(chunks: ChunkStream) -> TierfallError:
+    if chunks.missing and chunks.finish_reasons:
+        return UnsupportedByTier("the backend answers with fewer choices than 'n' asks for", param="n")
+    return StreamBroken("the backend's answer ended before its finish_reason")
 
 
 async def _next(
@@ -164,44 +237,3 @@ def _ending(chunks: ChunkStream) -> Ending:
         completion_tokens=usage.completion_tokens or 0,
         finish_reasons=chunks.finish_reasons,
     )
-
-
-class _Events:
-    """Streaming: every chunk an SSE event; what comes before the first output leaves with it."""
-
-    def __init__(self, reply: Reply, chunks: ChunkStream) -> None:
-        self._reply = reply
-        self._chunks = chunks
-        self._held: list[bytes] = []
-
-    def feed(self, chunk: bytes) -> None:
-        self._held.append(b"data: " + chunk + b"\n\n")
-        if self._chunks.started:
-            self._reply.write(b"".join(self._held))
-            self._held.clear()
-
-    def close(self, *, include_usage: bool) -> None:
-        if include_usage and self._chunks.usage is not None:
-            self._reply.write(b"data: " + self._chunks.usage_chunk() + b"\n\n")
-
-
-class _Whole:
-    """Not streaming: the chunks are assembled, and the ingress hears that the answer grows."""
-
-    def __init__(self, reply: Reply, chunks: ChunkStream, signs_every_s: float) -> None:
-        self._reply = reply
-        self._chunks = chunks
-        self._signs_every_s = signs_every_s
-        self._loop = asyncio.get_running_loop()
-        self._assembly = Assembly()
-        self._told_at = float("-inf")
-
-    def feed(self, chunk: bytes) -> None:
-        self._assembly.feed(chunk)
-        now = self._loop.time()
-        if self._chunks.started and now - self._told_at >= self._signs_every_s:
-            self._told_at = now
-            self._reply.output()
-
-    def close(self, *, include_usage: bool) -> None:  # noqa: ARG002 - a whole answer always has its usage
-        self._reply.write(self._assembly.completion(self._chunks.usage))

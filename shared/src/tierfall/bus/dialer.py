@@ -1,0 +1,100 @@
+"""Makes connections: which servers, with which credentials, and what to say when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
+
+from nats.errors import Error as NatsError
+
+from tierfall.errors import BusDown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tierfall.bus.options import BusOptions
+    from tierfall.bus.wire import Wire
+
+SCHEMES: Final = frozenset({"nats", "tls"})
+DIAL_TIMEOUT_S: Final = 6.0
+"""For one round over all servers."""
+
+
+class Dialer:
+    """Knows the servers, also those of the cluster that a server has told of since.
+
+    Args:
+        options: As configured.
+        new_wire: Makes an unconnected wire.
+
+    Raises:
+        BusDown: A URL that cannot be one of a NATS server.
+    """
+
+    def __init__(self, options: BusOptions, new_wire: Callable[[], Wire]) -> None:
+        self._new_wire = new_wire
+        self._configured = [_checked(url) for url in options.servers.split(",") if url.strip()]
+        if not self._configured:
+            raise BusDown("no NATS server is configured: set nats.url")
+        self._discovered: set[str] = set()
+        self._credentials = _credentials(self._configured[0], options)
+
+    @property
+    def servers(self) -> str:
+        """The configured servers without credentials, for messages."""
+        return ", ".join(_host_and_port(url) for url in self._configured)
+
+    async def dial(self) -> Wire:
+        """One round over all servers.
+
+        Raises:
+            BusDown: None of them let us in; the message says why, without credentials.
+        """
+        wire = self._new_wire()
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                await wire.open([*self._configured, *sorted(self._discovered)], **self._credentials)
+        except (OSError, NatsError, ImportError, ValueError) as error:
+            reason = wire.failure or str(error) or type(error).__name__
+            raise BusDown(f"cannot connect to NATS at {self.servers}: {reason}") from error
+        known = {_host_and_port(url) for url in self._configured}
+        for url in wire.discovered_servers:
+            address = f"{url.hostname}:{url.port}"
+            if address not in known:
+                self._discovered.add(f"{url.scheme}://{address}")
+        return wire
+
+
+def _checked(url: str) -> str:
+    url = url.strip()
+    if "://" not in url:
+        url = f"nats://{url}"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        # The URL itself may hold a password.
+        raise BusDown("nats.url must be nats://host:port or tls://host:port, several separated by commas")
+    return url
+
+
+def _host_and_port(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or 4222}"
+
+
+def _credentials(url: str, options: BusOptions) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": options.name}
+    if options.creds:
+        found["user_credentials"] = options.creds
+    parts = urlsplit(url)
+    if options.token:
+        found["token"] = options.token
+    elif parts.username and parts.password is None:
+        found["token"] = unquote(parts.username)
+    elif parts.username:
+        found["user"], found["password"] = unquote(parts.username), unquote(parts.password or "")
+    return found

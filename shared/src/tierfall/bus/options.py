@@ -1,0 +1,43 @@
+"""How to connect, and what is counted once connected."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the servers are and who connects.
+
+    User and password may stand in the URLs (``nats://user:password@host``); the first URL's are used for
+    all servers, also for those that the cluster makes known later.
+    """
+
+    servers: str
+    """``nats://host:port`` or ``tls://host:port``, several separated by commas."""
+    name: str
+    """Shown in the server's list of connections."""
+    token: str = ""
+    creds: str = ""
+    """Path of a credentials file (JWT and seed), read again at each connect."""
+    inbox_prefix: str = "_INBOX"
+    connect_timeout_s: float = 10.0
+    """How long the first connect may take in all; later ones are tried for ever."""
+
+
+class BusCounters(msgspec.Struct):
+    """Totals since the bus was made."""
+
+    reconnects: int = 0
+    """Connections made after the first, for whatever reason."""
+    rebuilds: int = 0
+    """Those of them that followed a connection which the server had ended with an error."""
+    dropped: int = 0
+    """Messages that were accepted by ``publish()`` and then given up before they were sent."""
+    slow_consumer: int = 0
+    """Connections that the server cut because this side read too slowly, where it said so."""
+    callback_errors: int = 0
+    """Exceptions in callbacks and in state listeners."""
+    permission_violations: int = 0
+    """Publishes and subscriptions that the server refused to this user."""
+    oversize_refused: int = 0
+    """Payloads above ``max_payload``."""

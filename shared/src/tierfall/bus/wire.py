@@ -1,0 +1,194 @@
+"""One connection to one server: nats-py's client, cut down to what can be relied on.
+
+nats-py 2.16 is used for what it does well: connecting, TLS, authentication, parsing. Its publish and flush
+path, its subscriptions with a queue and a task each, its reconnect and its close are not used, because each
+has a way to lose messages or to stop for ever (a cancelled flush ends the read loop, an error that closing
+meets leaves it unfinished, left subscriptions come back). So a :class:`Wire` lives as long as its socket:
+whatever goes wrong, it says so once, and the bus makes a new one.
+
+This overrides private methods, so nats-py is pinned to 2.16, and the contract tests hold it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
+
+from nats.aio.client import Client
+
+from tierfall.bus.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tierfall.bus.message import Callback
+
+NO_RESPONDERS: Final = b"NATS/1.0 503"
+PONG: Final = b"PONG\r\n"
+STALE: Final = "stale connection"
+PERMISSIONS: Final = "permissions violation"
+SLOW_CONSUMER: Final = "slow consumer"
+
+HANDSHAKE_STEP_S: Final = 2
+PING_EVERY_S: Final = 5
+PINGS_UNANSWERED: Final = 2
+SHUT_TIMEOUT_S: Final = 1.0
+
+
+class Wire(Client):
+    """A connection that dispatches straight from its read loop and ends only once.
+
+    Args:
+        routes: The bus's callbacks by subscription id; looked up for each message.
+        on_error: Told of an exception in a callback.
+        on_refusal: Told the text of an error that the server sent (lower case, as nats-py gives it).
+        on_lost: Told, once, that the connection is no more, and why.
+    """
+
+    def __init__(
+        self,
+        *,
+        routes: dict[int, Callback],
+        on_error: Callable[[BaseException], None],
+        on_refusal: Callable[[str], None],
+        on_lost: Callable[[Wire, str], None],
+    ) -> None:
+        super().__init__()
+        self._routes = routes
+        self._on_error = on_error
+        self._on_refusal = on_refusal
+        self._on_lost = on_lost
+        self._writer: Any = None
+        """The stream itself: nats-py's own transport has no way to see how full it is."""
+        self.gone = False
+        self.refusal = ""
+        """The last error from the server that was no matter of permissions: if it closes, this is why."""
+        self.failure = ""
+        """The last thing that went wrong while connecting."""
+
+    async def open(self, servers: list[str], **credentials: Any) -> None:
+        """Connects to the first server of a random order that lets us in, trying each at most twice.
+
+        Raises:
+            OSError, nats.errors.Error, TimeoutError: None did.
+        """
+        try:
+            await self.connect(
+                servers,
+                error_cb=self._note_failure,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=HANDSHAKE_STEP_S,
+                ping_interval=PING_EVERY_S,
+                max_outstanding_pings=PINGS_UNANSWERED,
+                **credentials,
+            )
+        except BaseException:
+            self.gone = True
+            await self.shut()
+            raise
+        self._writer = self._stream_writer()
+        # Whatever ends one of these two tasks, the connection is of no use without it.
+        for task in (self._reading_task, self._ping_interval_task):
+            if task is not None:
+                task.add_done_callback(lambda _: self.lose("the connection's task ended"))
+
+    @property
+    def server(self) -> str:
+        """Host and port, without credentials."""
+        url = self.connected_url
+        return f"{url.hostname}:{url.port}" if url is not None else ""
+
+    def write(self, items: list[bytes], barriers: list[asyncio.Future[bool]]) -> int:
+        """Hands over whole protocol lines; the n-th ``PING`` among them is answered to the n-th barrier.
+
+        Returns:
+            How many bytes the kernel has still to take.
+        """
+        self._pongs += barriers
+        try:
+            self._writer.write(b"".join(items))
+            backlog_bytes: int = self._writer.transport.get_write_buffer_size()
+        except (OSError, RuntimeError) as error:
+            # uvloop says so when the socket is closed already and the read loop has not seen it yet.
+            self.lose(str(error))
+            return 0
+        return backlog_bytes
+
+    async def drain(self) -> None:
+        """Returns when the kernel took most of what was written.
+
+        Raises:
+            OSError, RuntimeError: The connection broke meanwhile.
+        """
+        await self._writer.drain()
+
+    def lose(self, reason: str) -> None:
+        """The connection is of no use any more; tells the bus, the first time."""
+        if self.gone:
+            return
+        self.gone = True
+        for barrier in self._pongs:
+            if not barrier.done():
+                barrier.set_result(False)
+        self._on_lost(self, self.refusal or reason)
+
+    async def shut(self) -> None:
+        """Ends tasks and socket at once. What was written and not yet sent is lost."""
+        self.gone = True
+        self._status = Client.CLOSED
+        writer = self._stream_writer()
+        if writer is not None:
+            writer.transport.abort()
+        tasks = [
+            t for t in (self._reading_task, self._ping_interval_task, self._flusher_task) if t is not None
+        ]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=SHUT_TIMEOUT_S)
+        if writer is not None:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(SHUT_TIMEOUT_S):
+                    await writer.wait_closed()
+
+    def _stream_writer(self) -> Any:
+        transport: Any = self._transport
+        return transport._io_writer if transport is not None else None  # noqa: SLF001 - see the module
+
+    async def _note_failure(self, error: Exception) -> None:
+        self.failure = str(error) or type(error).__name__
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
+    ) -> None:
+        callback = self._routes.get(sid)
+        if callback is None:
+            return
+        try:
+            nobody = headers is not None and headers.startswith(NO_RESPONDERS)
+            callback(Message(subject.decode(), reply.decode(), data, nobody))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a callback must not end the read loop
+            self._on_error(error)
+
+    async def _process_ping(self) -> None:
+        self.write([PONG], [])
+
+    async def _process_pong(self) -> None:
+        self._pings_outstanding = 0
+        if self._pongs:
+            barrier = self._pongs.pop(0)
+            if not barrier.done():
+                barrier.set_result(True)
+
+    async def _process_err(self, err_msg: str) -> None:
+        # The server closes by itself where the error is fatal; where it does not, there is no need to.
+        text = err_msg.strip("'")
+        if PERMISSIONS not in text:
+            self.refusal = text
+        self._on_refusal(text)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self.lose(str(e) or type(e).__name__)

@@ -1,0 +1,77 @@
+"""The embedded nats-server's config file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+from tierfall.cli.up.program import find_command
+from tierfall.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tierfall.config.schema import Nats
+
+COMMAND: Final = "nats-server"
+CONF_NAME: Final = "nats.conf"
+CHECK_S: Final = 10.0
+
+SETTINGS: Final = """\
+# Written by `tierfall up` at each start; changes are lost.
+server_name: "tierfall"
+max_payload: 8MB
+# A client that stops reading is cut off at this backlog or after this time, whichever comes first.
+max_pending: 64MB
+write_deadline: "5s"
+ping_interval: "20s"
+logtime: false
+# nats-py's KV watch does not understand the newer form of acknowledgements.
+feature_flags { js_ack_fc_v2: false }
+"""
+
+
+def write_conf(nats: Nats, state_dir: Path) -> Path:
+    """Writes the file, readable by its owner alone (it may hold the token).
+
+    Args:
+        nats: Where to listen and the token, if any.
+        state_dir: Where the file goes; made if it is not there.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        OSError: The directory cannot be made or written.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    path = state_dir / CONF_NAME
+    lines = [SETTINGS, f"host: {quoted(nats.host)}", f"port: {nats.port}"]
+    if nats.token:
+        lines.append(f"authorization {{ token: {quoted(nats.token.value)} }}")
+    path.unlink(missing_ok=True)  # an old file would keep its mode
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    return path
+
+
+def quoted(text: str) -> str:
+    """A string in nats-server's notation."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def check_conf(path: Path) -> None:
+    """Has nats-server read the file.
+
+    Raises:
+        ConfigError: It refuses; the message is its own.
+    """
+    command = find_command(COMMAND) or COMMAND
+    checked = subprocess.run(  # noqa: S603 - our own nats-server
+        [command, "-t", "--config", str(path)], capture_output=True, text=True, check=False, timeout=CHECK_S
+    )
+    if checked.returncode != 0:
+        words = (checked.stderr + checked.stdout).strip()
+        raise ConfigError(f"nats-server refuses its config (it must be 2.14 or newer): {words}")
