@@ -1,0 +1,217 @@
+"""``tierfall up`` as a process: real nats-server, real services, and what is left when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import httpx
+import pytest
+
+from fakes.polling import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find what was left behind")
+
+COMMAND: Final = Path(sys.executable).parent / "tierfall"
+MARK: Final = "TIERFALL_TEST_RUN"
+
+# Starts a process of its own and ignores what would end it politely.
+ENGINE: Final = """\
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", deaf])
+print("engine runs", flush=True)
+time.sleep(600)
+"""
+
+
+def free_port() -> int:
+    """A port that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Up:
+    """One ``tierfall up`` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port, self.nats_port = free_port(), free_port()
+        self.mark = uuid.uuid4().hex
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, tiers: str, *, run: bool = False, stderr: int | None = None) -> subprocess.Popen[bytes]:
+        """Writes the config and starts the command.
+
+        Args:
+            tiers: The settings of the tier ``only``.
+            run: Whether that tier has an engine to run.
+            stderr: A descriptor to write to instead of the file behind :attr:`err`.
+        """
+        engine = self.folder / "engine.py"
+        engine.write_text(ENGINE)
+        command = f", run: [{sys.executable}, {engine}]" if run else ""
+        (self.folder / "config.yaml").write_text(
+            f"server: {{port: {self.port}, api_keys: [{{key: '${{UP_TEST_KEY}}'}}]}}\n"
+            f"nats: {{url: embedded, port: {self.nats_port}, token: 'a\"b$c'}}\n"
+            f"tiers:\n  only: {{{tiers}{command}}}\n"
+            "models:\n  small: {tier: only, backend_model: small}\n"
+        )
+        with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
+            self.process = subprocess.Popen(  # noqa: S603 - our own command
+                [COMMAND, "up", "--config", "config.yaml"],
+                cwd=self.folder,
+                env={**os.environ, MARK: self.mark, "UP_TEST_KEY": "sk-not-to-be-shown"},
+                stdout=out,
+                stderr=err if stderr is None else stderr,
+            )
+        return self.process
+
+    @property
+    def out(self) -> str:
+        """What it printed to stdout."""
+        return (self.folder / "out").read_text()
+
+    @property
+    def err(self) -> str:
+        """What it printed to stderr."""
+        return (self.folder / "err").read_text()
+
+    def processes(self) -> list[str]:
+        """Every living process of this run, with its command line."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if (
+                    entry.name.isdigit()
+                    and f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
+                ):
+                    found.append(f"{entry.name} {(entry / 'cmdline').read_bytes()!r}")
+            except OSError:
+                continue  # it has just ended
+        return found
+
+    async def ends(self) -> int:
+        """Waits for the supervisor's end and returns its status."""
+        process = self.process
+        assert process is not None
+        await until(lambda: process.poll() is not None, timeout_s=30)
+        return int(process.returncode)
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Up]:
+    """A run that leaves nothing behind even when its test fails."""
+    up = Up(tmp_path)
+    yield up
+    if up.process is not None and up.process.poll() is None:
+        up.process.kill()
+        up.process.wait()
+    for line in up.processes():
+        os.kill(int(line.partition(" ")[0]), signal.SIGKILL)
+
+
+TIERS: Final = "worker: ollama, base_url: 'http://127.0.0.1:9'"
+
+
+async def test_reports_the_tiers_and_stops_clean(up: Up) -> None:
+    """The table says what is down and why, the curl line names the key's variable; then exit 0, all gone."""
+    process = up.start(TIERS)
+    await until(lambda: "curl" in up.out, timeout_s=40)
+    assert re.search(r"^only +ollama +http://127\.0\.0\.1:9 +(down: .+|no workers)$", up.out, re.MULTILINE)
+    assert re.search(r"^small +small +nobody$", up.out, re.MULTILINE)
+    assert f"curl http://127.0.0.1:{up.port}/v1/chat/completions" in up.out
+    assert '-H "Authorization: Bearer $UP_TEST_KEY"' in up.out
+    for printed in (up.out, up.err):
+        assert "sk-not-to-be-shown" not in printed
+        assert 'a"b$c' not in printed
+    assert (up.folder / ".tierfall" / "nats.conf").stat().st_mode & 0o077 == 0
+    process.send_signal(signal.SIGINT)
+    assert await up.ends() == 0
+    assert up.processes() == []
+
+
+async def test_a_killed_supervisor_leaves_no_process(up: Up) -> None:
+    """Services, engine and the engine's own child all end, though no handler of the supervisor ran."""
+    process = up.start(TIERS.replace("ollama", "vllm").replace(":9", ":9/v1"), run=True)
+    async with httpx.AsyncClient() as client:
+        async with asyncio.timeout(40):
+            while not await _is_ready(client, up.port):  # noqa: ASYNC110 - HTTP has no event
+                await asyncio.sleep(0.05)
+    await until(lambda: "engine runs" in up.err)
+    assert len(up.processes()) >= 6
+    process.kill()
+    await up.ends()
+    await until(lambda: up.processes() == [])
+
+
+async def test_a_second_signal_stops_at_once(up: Up) -> None:
+    """An engine that ignores SIGTERM holds the first Ctrl-C up, not the second."""
+    process = up.start(TIERS, run=True)
+    await until(lambda: "engine runs" in up.err, timeout_s=30)
+    process.send_signal(signal.SIGINT)
+    await until(lambda: "Ctrl-C again" in up.err)
+    process.send_signal(signal.SIGINT)
+    assert await up.ends() == 0
+    assert "stopping at once" in up.err
+    assert up.processes() == []
+
+
+async def test_a_closed_terminal_means_the_same_as_ctrl_c(up: Up) -> None:
+    """SIGHUP goes to the session's leader alone: here nobody passes it on, as with `make run` in a window."""
+    master, slave = os.openpty()
+    process = up.start(TIERS, stderr=slave)
+    os.close(slave)
+    seen = b""
+    while b"waiting for the ingress" not in seen:
+        seen += await asyncio.to_thread(os.read, master, 65536)
+    assert b"\x1b[" in seen
+    os.close(master)
+    await until(lambda: process.poll() is not None, timeout_s=30)
+    assert process.returncode == 0
+    assert up.processes() == []
+
+
+async def test_a_taken_port_is_named_with_its_key_before_anything_starts(up: Up) -> None:
+    """All of them in one message, exit 1, no traceback."""
+    with socket.socket() as one, socket.socket() as two:
+        for taken, port in ((one, up.port), (two, up.nats_port)):
+            taken.bind(("127.0.0.1", port))
+            taken.listen()
+        up.start(TIERS)
+        assert await up.ends() == 1
+    assert f"port {up.port} on 127.0.0.1 is in use already" in up.err
+    assert "set another server.port" in up.err
+    assert f"port {up.nats_port} on 127.0.0.1 is in use already" in up.err
+    assert "set another nats.port" in up.err
+    assert "Traceback" not in up.err
+    assert not (up.folder / ".tierfall").exists()
+
+
+async def test_a_missing_command_is_named_with_its_key(up: Up) -> None:
+    """A typing error in `run` is found before anything starts."""
+    up.start(f"{TIERS}, run: [no-such-engine]")
+    assert await up.ends() == 1
+    assert "tiers.only.run: no command no-such-engine" in up.err
+
+
+async def _is_ready(client: httpx.AsyncClient, port: int) -> bool:
+    try:
+        answer = await client.get(f"http://127.0.0.1:{port}/health/readiness")
+    except httpx.TransportError:
+        return False
+    return answer.status_code == httpx.codes.OK

@@ -1,0 +1,73 @@
+"""The two forms of a log line."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tierfall import logs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _root_as_it_was() -> Iterator[None]:
+    """The handlers of pytest come back after the test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_json_holds_the_fields_beside_the_message() -> None:
+    """For machines: one object a line, the process named, a field never in the place of a fixed member."""
+    stream = io.StringIO()
+    logs.configure("ingress", environ={}, stream=stream)
+    logging.getLogger("a.b").warning(
+        "two\nlines", extra={"fields": {"tier": "gpu", "level": "mine", "x": {1}}}
+    )
+    line = json.loads(stream.getvalue())
+    assert stream.getvalue().count("\n") == 1
+    assert line["message"] == "two\nlines"
+    assert (line["service"], line["logger"], line["level"]) == ("ingress", "a.b", "warning")
+    assert (line["tier"], line["x"]) == ("gpu", "{1}")
+    assert line["time"].endswith("Z")
+
+
+def test_json_holds_the_traceback() -> None:
+    """A defect's traceback stays on the one line."""
+    stream = io.StringIO()
+    logs.configure("ingress", environ={}, stream=stream)
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        logging.getLogger("a").exception("defect")
+    assert json.loads(stream.getvalue())["traceback"].endswith("ZeroDivisionError: division by zero")
+
+
+def test_human_shows_fields_as_pairs_that_can_be_told_apart() -> None:
+    """A value with a space, a quote or a line break is quoted."""
+    stream = io.StringIO()
+    logs.configure("ingress", environ={"TIERFALL_LOG": "human"}, stream=stream)
+    fields = {"tier": "gpu", "reason": 'no "luck"\nhere', "s": 0.12345}
+    logging.getLogger("a").warning("down", extra={"fields": fields})
+    assert stream.getvalue().partition(" ")[2] == (
+        'WARNING a: down tier=gpu reason="no \\"luck\\"\\nhere" s=0.123\n'
+    )
+
+
+def test_the_level_and_a_second_call_count() -> None:
+    """The second call replaces the first: no line twice."""
+    first, second = io.StringIO(), io.StringIO()
+    logs.configure("a", environ={}, stream=first)
+    logs.configure("a", "warning", environ={}, stream=second)
+    logging.getLogger("x").info("quiet")
+    logging.getLogger("x").warning("loud")
+    assert first.getvalue() == ""
+    assert second.getvalue().count("\n") == 1
