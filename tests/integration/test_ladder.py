@@ -55,6 +55,12 @@ models:
     backend_model: model-a
     deadlines: {first_token: 100ms, load: 10s}
     fallbacks: [second]
+  strict:
+    tier: a
+    backend_model: model-a
+    deadlines: {idle: 400ms}
+    fallbacks: [second]
+    on_stream_failure: error
   hurried: {tier: a, backend_model: model-a, deadlines: {first_token: 300ms, budget: 300ms}}
 """
 STREAMING = pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
@@ -355,7 +361,7 @@ async def test_a_cut_stream_never_says_it_succeeded() -> None:
     """After the first output a failure is an error frame: no [DONE], no finish_reason."""
     async with Tiers() as tiers:
         tiers.a.scripts.append([chunk("Hel", role="assistant"), StreamBroken("reset")])
-        got = await tiers.answer(stream=True)
+        got = await tiers.answer(stream=True, model="strict")
         assert (got.status, got.text, got.done) == (200, "Hel", False)
         assert got.error["code"] == "stream_broken"
         assert all(choice["finish_reason"] is None for e in got.events for choice in e.get("choices", ()))
@@ -365,7 +371,7 @@ async def test_a_stalled_stream_ends_at_the_idle_deadline() -> None:
     """Between outputs the idle clock runs by itself."""
     async with Tiers() as tiers:
         tiers.a.scripts.append([chunk("Hel", role="assistant"), asyncio.Event()])
-        got = await tiers.answer(stream=True)
+        got = await tiers.answer(stream=True, model="strict")
         assert (got.error["code"], got.done) == ("idle_deadline", False)
         await until(lambda: tiers.a.cancelled == 1)
 

@@ -27,6 +27,7 @@
     ├─ TierError
     │  ├─ NoWorkers                503     service_unavailable    no_workers               next
     │  ├─ TierBusy                 429     rate_limit_error       tier_busy                busy
+    │  ├─ Benched                  503     service_unavailable    benched                  next
     │  ├─ WorkerLost               502     upstream_error         worker_lost              retry
     │  ├─ FirstTokenDeadline       504     timeout_error          first_token_deadline     next
     │  ├─ IdleDeadline             504     timeout_error          idle_deadline            next
@@ -298,6 +299,15 @@ class TierBusy(TierError):
     type = "rate_limit_error"
     code = "tier_busy"
     escalate = Escalate.BUSY
+
+
+class Benched(TierError):
+    """The tier has not answered lately, and another tier is there: it was not asked."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "benched"
+    escalate = Escalate.NEXT
 
 
 class WorkerLost(TierError):

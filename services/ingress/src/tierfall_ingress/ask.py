@@ -33,6 +33,8 @@ class Ask(msgspec.Struct, frozen=True):
     body: bytes
     streaming: bool
     include_usage: bool
+    choices: int
+    """How many answers are asked for: ``n``."""
 
 
 _BOM: Final = b"\xef\xbb\xbf"
@@ -59,7 +61,13 @@ def parse_ask(body: bytes) -> Ask:
     if options is not None and not streaming:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true", param="stream_options")
     include_usage = bool(options is not None and options.include_usage)
-    return Ask(model=head.model, body=body, streaming=streaming, include_usage=include_usage)
+    return Ask(
+        model=head.model,
+        body=body,
+        streaming=streaming,
+        include_usage=include_usage,
+        choices=1 if head.n is None else head.n,
+    )
 
 
 def _decode(body: bytes) -> _Head:

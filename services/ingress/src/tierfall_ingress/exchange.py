@@ -148,6 +148,7 @@ class Exchange:
 
     async def _stream(self, answer: Answer, data: bytes) -> None:
         send, transcript = self._send, Transcript()
+        choices = self._ask.choices if self._ask is not None else 1
         await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *self._told()]})
         self._committed = True
         while data:
@@ -156,7 +157,7 @@ class Exchange:
             try:
                 data = await answer.read()
             except _RESUMABLE as error:
-                if transcript.finished:
+                if transcript.finished(choices):
                     break  # nothing but usage is missing
                 answer, data = await self._resume(answer, transcript, error)
         await send({"type": "http.response.body", "body": DONE})

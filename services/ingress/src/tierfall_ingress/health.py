@@ -84,6 +84,7 @@ def tier_report(services: Services, name: str) -> dict[str, Any]:
         "kind": services.config.tiers[name].kind,
         "state": standing.state,
         "reason": standing.reason,
+        "benched": services.breakers[name].is_open,
         "waiting": len(services.rooms[name]),
         "workers": [
             {

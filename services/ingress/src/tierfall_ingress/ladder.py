@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from tierfall.errors import BudgetSpent, ClientGone, Escalate, IdleDeadline, TierfallError
+from tierfall.errors import Benched, BudgetSpent, ClientGone, Escalate, IdleDeadline, TierfallError
 from tierfall_ingress.admission import Admission
 from tierfall_ingress.clocks import Clocks
 from tierfall_ingress.story import Story
@@ -227,6 +227,23 @@ class Ladder:
                 return answered
 
     async def _attempt(self, rung: Rung, index: int) -> tuple[Answer, bytes]:
+        breaker = self._services.breakers[rung.tier]
+        if breaker.is_open and self._can_move_on(index):
+            if not breaker.try_probe(self._loop.time()):
+                raise Benched(f"tier {rung.tier!r} has not answered lately")
+            rung.retried = True  # a probe is one attempt
+        try:
+            answered = await self._ask_tier(rung, index)
+        except TierfallError as error:
+            breaker.failed(error, self._loop.time())
+            raise
+        except BaseException:
+            breaker.given_up()
+            raise
+        breaker.answered()
+        return answered
+
+    async def _ask_tier(self, rung: Rung, index: int) -> tuple[Answer, bytes]:
         line = await self._admission.admit(rung, last=not self._can_move_on(index))
         if not rung.retried and not rung.waited:
             rung.since = self._loop.time()  # standing in line has its own limit
@@ -241,9 +258,9 @@ class Ladder:
         return answer, first
 
     def _can_move_on(self, index: int) -> bool:
-        """Whether a later tier is alive."""
-        roster, models = self._services.roster, self._config.models
-        return any(roster.is_live(models[name].tier) for name in self._names[index + 1 :])
+        """Whether a later tier can be expected to answer."""
+        services, models = self._services, self._config.models
+        return any(services.is_usable(models[name].tier) for name in self._names[index + 1 :])
 
     def _note(self, tier: str, took_s: float, error: TierfallError | None) -> None:
         self.story.add(tier, took_s, error)

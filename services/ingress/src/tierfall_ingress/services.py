@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import BusDown
+from tierfall_ingress.breaker import Breaker
 from tierfall_ingress.keys import KeyRing
 from tierfall_ingress.roster import Roster
 from tierfall_ingress.switchboard import Switchboard
@@ -34,6 +35,7 @@ class Services:
         self.roster = Roster(bus, self._on_free)
         self.switchboard = Switchboard(bus, self.roster.drop)
         self.rooms: dict[str, WaitingRoom] = {}
+        self.breakers: dict[str, Breaker] = {}
         self.draining = False
         self.started_at = int(time.time())
         self._loop = asyncio.get_running_loop()
@@ -61,6 +63,11 @@ class Services:
         for name, tier in config.tiers.items():
             room = self.rooms.setdefault(name, WaitingRoom(name, tier.max_waiting))
             room.limit = tier.max_waiting
+            self.breakers.setdefault(name, Breaker())
+
+    def is_usable(self, tier: str) -> bool:
+        """Whether the tier has a worker whose backend is up, and has answered lately."""
+        return self.roster.is_live(tier) and not self.breakers[tier].is_open
 
     def is_available(self, model: str) -> bool:
         """Whether some tier of the model's ladder could answer now."""

@@ -33,10 +33,9 @@ class Transcript:
         if self._size <= KEPT_BYTES:
             self._sent.append(events)
 
-    @property
-    def finished(self) -> bool:
-        """Whether the client has the answer's ``finish_reason``: nothing of it is missing but its usage."""
-        return any(choice.get("finish_reason") for choice in self._choices())
+    def finished(self, choices: int) -> bool:
+        """Whether the client has the ``finish_reason`` of all its choices: nothing is missing but usage."""
+        return len({each.get("index", 0) for each in self._choices() if each.get("finish_reason")}) >= choices
 
     def resume(self) -> Resume | None:
         """The point to go on from; None when this answer cannot be continued by another."""

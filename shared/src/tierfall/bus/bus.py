@@ -13,7 +13,7 @@ from tierfall.bus.dialer import Dialer
 from tierfall.bus.options import BusCounters, BusOptions
 from tierfall.bus.outbox import Outbox
 from tierfall.bus.service import Service
-from tierfall.bus.subscription import Subscription
+from tierfall.bus.subscription import Subscription, check_subscription
 from tierfall.bus.throttle import Throttle
 from tierfall.bus.wire import PERMISSIONS, SLOW_CONSUMER, Wire
 from tierfall.errors import BusDown, PayloadTooLarge
@@ -239,7 +239,7 @@ class Bus:
             self._subscriptions.clear()
 
     def _register(self, subject: str, callback: Callback, queue: str = "") -> Subscription:
-        _check_subscription(subject, queue)
+        check_subscription(subject, queue)
         if self._closed:
             raise BusDown("the bus is closed")
         sid = next(self._sids)
@@ -312,16 +312,14 @@ class Bus:
         self._wire = wire
         self._since = self._loop.time()
         joined = [s.sub_line for s in self._subscriptions.values() if s.joined]
-        unfit = self._outbox.attach(wire, joined, limit)
-        self.counters.dropped += unfit
+        self.counters.dropped += self._outbox.attach(wire, joined, limit)
         self._set_connected(connected=True)
 
     def _on_lost(self, wire: Wire, reason: str) -> None:
         if wire is not self._wire:
             return
         self._wire, self._lost_wire = None, wire
-        dropped = self._outbox.detach()
-        self.counters.dropped += dropped
+        self.counters.dropped += (dropped := self._outbox.detach())
         logger.warning("lost the connection to NATS: %s (%d waiting messages given up)", reason, dropped)
         self._set_connected(connected=False)
         self._lost.set()
@@ -400,16 +398,3 @@ class Bus:
 def _jittered(delay_s: float) -> float:
     """Between half of it and all of it, so that a fleet does not come back in step."""
     return delay_s * random.uniform(0.5, 1.0)  # noqa: S311 - no secret depends on it
-
-
-def _check_subscription(subject: str, queue: str) -> None:
-    """Refuses what the server would answer with an error that names no subscription."""
-    tokens = subject.split(".")
-    if (
-        not all(tokens)
-        or " " in subject + queue
-        or not (subject + queue).isprintable()
-        or ">" in tokens[:-1]
-        or len(subject) + len(queue) > HEAD_BYTES
-    ):
-        raise ValueError(f"not a NATS subject to subscribe to: {subject!r}, queue group {queue!r}")

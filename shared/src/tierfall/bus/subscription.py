@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import BusDown
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+NAME_BYTES: Final = 2048
+"""Longest subject and queue group together; the server's ``max_control_line`` is 4096 by default."""
 
 
 class Subscription:
@@ -82,3 +85,20 @@ class Subscription:
             pass
         finally:
             self._forget(self.sid)
+
+
+def check_subscription(subject: str, queue: str) -> None:
+    """Refuses what the server would answer with an error that names no subscription.
+
+    Raises:
+        ValueError: An empty token, a misplaced wildcard, white space, or too long.
+    """
+    tokens = subject.split(".")
+    if (
+        not all(tokens)
+        or " " in subject + queue
+        or not (subject + queue).isprintable()
+        or ">" in tokens[:-1]
+        or len(subject) + len(queue) > NAME_BYTES
+    ):
+        raise ValueError(f"not a NATS subject to subscribe to: {subject!r}, queue group {queue!r}")
