@@ -71,7 +71,7 @@ def parse_ask(body: bytes) -> Ask:
 
 
 def _decode(body: bytes) -> _Head:
-    if not body.strip():
+    if not body or body.isspace():
         raise InvalidRequest("the body is empty; send a JSON object with 'model' and 'messages'")
     if body.startswith(_BOM):
         raise InvalidRequest("the body begins with a byte order mark; JSON is sent without one")

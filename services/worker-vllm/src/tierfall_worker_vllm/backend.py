@@ -65,10 +65,9 @@ class VllmBackend:
         if messages is None or self._engine.flavour is Flavour.OTHER:
             return Prefill.UNSUPPORTED
         ask.body["messages"] = continued(messages, text)
-        if self._engine.flavour is Flavour.LLAMA_CPP:
-            return Prefill.ECHOED
-        ask.body["continue_final_message"] = msgspec.Raw(b"true")
-        ask.body["add_generation_prompt"] = msgspec.Raw(b"false")
+        if self._engine.flavour is Flavour.VLLM:
+            ask.body["continue_final_message"] = msgspec.Raw(b"true")
+            ask.body["add_generation_prompt"] = msgspec.Raw(b"false")
         return Prefill.SILENT
 
     async def close(self) -> None:

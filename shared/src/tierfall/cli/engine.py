@@ -111,6 +111,9 @@ def _serve(path: Path, name: str, port: int, slots: int, context_tokens: int) ->
     parameters.port = port
     parameters.n_parallel = slots
     parameters.n_ctx = slots * context_tokens
+    for cpu in (parameters.cpuparams, parameters.cpuparams_batch):
+        cpu.n_threads = _threads()
+        cpu.poll = 0  # threads that wait by spinning crawl as soon as anything else wants a core
     parameters.cache_ram_mib = PROMPT_CACHE_MIB
     parameters.verbosity = ERRORS_ONLY
     parameters.ui = False
@@ -120,6 +123,11 @@ def _serve(path: Path, name: str, port: int, slots: int, context_tokens: int) ->
         return xllamacpp.Server(parameters)
     except RuntimeError as error:
         raise ConfigError(f"llama.cpp could not load {path}: {error}") from error
+
+
+def _threads() -> int:
+    """Half of the cores: the gateway runs on the same machine, and a small model gains little from more."""
+    return max(1, (os.cpu_count() or 2) // 2)
 
 
 def _wait_for_signal() -> None:
