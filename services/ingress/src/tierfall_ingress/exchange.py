@@ -11,8 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from tierfall.errors import (
-    BackendDown,
-    BackendFault,
+    BackendError,
     ClientGone,
     IdleDeadline,
     Internal,
@@ -45,8 +44,9 @@ _SSE: Final[tuple[Header, ...]] = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-_RESUMABLE: Final = (BackendFault, BackendDown, WorkerLost, IdleDeadline)
-"""A stream that was cut, garbled, lost or stalled; one that ran out of time or was refused is not."""
+_RESUMABLE: Final = (BackendError, WorkerLost, IdleDeadline)
+"""A stream that was cut, garbled, lost, stalled or throttled; one that ran out of time, or whose request the
+backend refused, is not."""
 SHOWN_NAME: Final = 100
 """Characters of an unknown model's name that are compared and shown: enough to recognise it."""
 _log: Final = logging.getLogger("tierfall.ingress")
@@ -175,6 +175,7 @@ class Exchange:
             raise error
         broken.close()
         self._answer, data = await ladder.resume(broken, error, point)
+        self._answer.first_output_s = broken.first_output_s
         return self._answer, data
 
     async def _fail(self, error: TierfallError) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from tierfall.errors import Benched, BudgetSpent, ClientGone, Escalate, IdleDeadline, TierfallError
+from tierfall.errors import Benched, BudgetSpent, ClientGone, Escalate, TierfallError
 from tierfall_ingress.admission import Admission
 from tierfall_ingress.clocks import Clocks
 from tierfall_ingress.story import Story
@@ -166,8 +166,8 @@ class Ladder:
         self._note(broken.tier, self._loop.time() - self._began, error)
         self._services.meters.broke(broken.tier, error.slug)
         index = self._names.index(broken.model)
-        if isinstance(error, IdleDeadline) and index + 1 < len(self._names):
-            index += 1  # silence is never retried on the same tier
+        if error.escalate is not Escalate.RETRY and index + 1 < len(self._names):
+            index += 1  # silence is never retried on the same tier, nor is one that said no
         return await self._within_budget(self._climb(index))
 
     async def _within_budget(self, work: Coroutine[Any, Any, tuple[Answer, bytes]]) -> tuple[Answer, bytes]:

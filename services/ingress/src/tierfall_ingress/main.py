@@ -47,6 +47,7 @@ def main() -> None:
     )
     path = parser.parse_args().config
     logs.configure("ingress")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         uvloop.run(serve(path, load(path, os.environ)))
     except (ConfigError, BusDown) as error:

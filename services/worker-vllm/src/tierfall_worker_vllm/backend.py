@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tierfall.errors import BackendError
 from tierfall.upstream import OpenAIUpstream, Source, continued, encode, prepare
 from tierfall.worker import Prefill
 from tierfall_worker_vllm.engine import Engine, Flavour
@@ -50,14 +51,19 @@ class VllmBackend:
         """
         messages = ask.body.get("messages")
         prepare(ask.body, ask.backend_model)
-        tally = Tally()
-        async with aclosing(self._upstream.stream_chat(encode(ask.body))) as payloads:
-            async for payload in payloads:
-                tally.note(payload)
-                yield payload
+        tally, failure = Tally(), None
+        try:
+            async with aclosing(self._upstream.stream_chat(encode(ask.body))) as payloads:
+                async for payload in payloads:
+                    tally.note(payload)
+                    yield payload
+        except BackendError as error:
+            failure = error  # an answer that has its finish_reason is whole, and was paid for
         if tally.lacks_usage and messages is not None:
             prompt_tokens = await self._engine.count_tokens(ask.backend_model, messages)
             yield tally.usage_chunk(ask.backend_model, prompt_tokens)
+        if failure is not None:
+            raise failure
 
     def prefill(self, ask: Ask, text: str) -> Prefill:
         """For vLLM and llama.cpp, which go on from a last assistant message, each in its own way."""

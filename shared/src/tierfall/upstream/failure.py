@@ -46,6 +46,24 @@ _UNSUPPORTED_WORDS: Final = (
     re.compile(r"Unknown name \"([^\"]+)\"(?: at '[^']*')?: Cannot find field"),  # Google
     re.compile(r"Unrecognized request arguments? supplied: ([\w.\[\]]+)"),  # OpenAI
 )
+_STARTS: Final = {
+    400: (
+        "invalidrequest",
+        "badrequest",
+        "invalidargument",
+        "exceedcontextsize",
+        "contextlength",
+        "contentfilter",
+        "contentpolicy",
+        "unsupported",
+        "unknownparameter",
+    ),
+    401: ("authentication", "unauthenticated", "invalidapikey"),
+    403: ("permission",),
+    404: ("notfound", "modelnotfound"),
+    429: ("ratelimit", "insufficientquota", "quotaexceeded", "resourceexhausted", "tokens", "requests"),
+}
+"""How the types and codes of known providers begin, without ``_`` and case."""
 _NUMBER: Final = re.compile(r"\d+(\.\d+)?")
 _UNAUTHORIZED: Final = 401
 _PAYMENT_REQUIRED: Final = 402
@@ -95,7 +113,8 @@ def from_event(source: Source, decoded: object) -> TierfallError:
     Its own code or type decides; without a telling one it is a fault of the backend.
     """
     complaint = Complaint.of(decoded)
-    return classify(source, complaint.status or _status_of_type(complaint.type), complaint, None)
+    status = complaint.status or _status_of(complaint.type) or _status_of(complaint.code or "")
+    return classify(source, status or _SERVER_ERROR, complaint, None)
 
 
 def classify(source: Source, status: int, complaint: Complaint, retry_after: float | None) -> TierfallError:
@@ -169,20 +188,10 @@ def _said(complaint: Complaint, status: int) -> str:
     return complaint.message or f"status {status} without a reason"
 
 
-def _status_of_type(kind: str) -> int:
-    """The status that an error without one means by its type."""
+def _status_of(kind: str) -> int:
+    """The status that an error without one means by its type or code; 0 when neither says."""
     word = kind.lower().replace("_", "")
-    if word.startswith(("invalidrequest", "badrequest", "exceedcontextsize", "invalidargument")):
-        return 400
-    if word.startswith(("ratelimit", "insufficientquota", "resourceexhausted", "tokens", "requests")):
-        return 429
-    if word.startswith(("authentication", "unauthenticated")):
-        return 401
-    if word.startswith("permission"):
-        return 403
-    if word.startswith("notfound"):
-        return 404
-    return 500
+    return next((status for status, starts in _STARTS.items() if word.startswith(starts)), 0)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -24,7 +24,8 @@ LOCAL_CONNECT_TIMEOUT_S: Final = 2.0
 CLOUD_CONNECT_TIMEOUT_S: Final = 5.0
 CLOUD_KEEPALIVE_S: Final = 50.0
 MAX_ERROR_BYTES: Final = 64 * 1024
-ERROR_BODY_TIMEOUT_S: Final = 5.0
+ERROR_BODY_TIMEOUT_S: Final = 1.0
+"""How long an error's body may lag behind its status, which says most of it."""
 LINGER_S: Final = 1.0
 """How long the end of the body may lag behind ``[DONE]`` before the connection is given up."""
 

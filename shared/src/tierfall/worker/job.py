@@ -11,6 +11,7 @@ import msgspec
 
 from tierfall.chat import ChunkStream
 from tierfall.errors import (
+    BackendError,
     BackendFault,
     ContinuationDiverged,
     InvalidRequest,
@@ -174,8 +175,9 @@ class Job:
     async def _play(self, ask: Ask, chunks: ChunkStream, sink: Sink) -> None:
         # A backend's chat is an async generator function; closing it is what closes its connection.
         items = cast("AsyncGenerator[bytes | Progress, None]", self._backend.chat(ask))
+        tail_s = min(TAIL_S, 2 * self._envelope.signs_every_s)  # within the ingress's idle clock
         async with aclosing(items):
-            while (item := await _next(items, chunks)) is not None:
+            while (item := await _next(items, chunks, tail_s)) is not None:
                 if isinstance(item, Progress):
                     self.reply.progress(item.doing)
                     continue
@@ -213,15 +215,15 @@ def _incomplete(chunks: ChunkStream) -> TierfallError:
 
 
 async def _next(
-    items: AsyncGenerator[bytes | Progress, None], chunks: ChunkStream
+    items: AsyncGenerator[bytes | Progress, None], chunks: ChunkStream, tail_s: float
 ) -> bytes | Progress | None:
     """The next item; None at the end, also at an end that no longer matters to a complete answer."""
     if not chunks.complete:
         return await anext(items, None)
     try:
-        async with asyncio.timeout(TAIL_S):
+        async with asyncio.timeout(tail_s):
             return await anext(items, None)
-    except (StreamBroken, TimeoutError):
+    except (BackendError, TimeoutError):
         return None
 
 

@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from tierfall.errors import BackendDown, TierBusy, TierfallError
+from tierfall.errors import BackendDown, ProviderRefused, TierBusy, TierfallError
 from tierfall.protocol import subjects
 from tierfall.protocol.envelope import unpack
 from tierfall.protocol.failure import pack_failure
@@ -151,6 +151,8 @@ class Station:
         if isinstance(job.failure, BackendDown):
             # The backend's own word beats the last probe; the next probe may bring it back.
             self._become(Health("down", job.failure.message))
+        elif isinstance(job.failure, ProviderRefused):
+            _log.error("tier %s: %s", self.name, job.failure.message)  # only its operator can mend it
         self._settle()
 
     def _settle(self) -> None:
