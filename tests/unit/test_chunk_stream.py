@@ -1,0 +1,234 @@
+"""Chunks on their way to the client: what is relayed as it is, what is mended, what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tierfall.chat import ChunkStream
+from tierfall.errors import BackendFault, StreamBroken
+
+
+def payload(*choices: dict[str, Any], **more: Any) -> bytes:
+    """A chunk with these choices."""
+    return json.dumps(
+        {"id": "e", "object": "x", "created": 1, "model": "e", "choices": choices, **more}
+    ).encode()
+
+
+def choice(
+    delta: dict[str, Any] | None, finish: str | None = None, index: int = 0, **more: Any
+) -> dict[str, Any]:
+    """One choice of a chunk."""
+    return {"index": index, "delta": delta, "finish_reason": finish, **more}
+
+
+def stream(choices: int = 1) -> ChunkStream:
+    """A fresh one."""
+    return ChunkStream("chatcmpl-1", 1700, "first", choices)
+
+
+def fed(chunks: ChunkStream, *payloads: bytes) -> list[Any]:
+    """What the client gets, decoded."""
+    return [json.loads(out) for out in map(chunks.feed, payloads) if out]
+
+
+def test_every_chunk_is_stamped() -> None:
+    """id, object, created and model are ours on every chunk and on the usage chunk."""
+    chunks = stream()
+    found = fed(
+        chunks,
+        payload(choice({"role": "assistant", "content": ""})),
+        payload(choice({"content": "a"}), model="other", id="other", created=2),
+        payload(choice({}, "stop")),
+        payload(usage={"total_tokens": 1}),
+    )
+    found.append(json.loads(chunks.usage_chunk()))
+    stamps = {(part["id"], part["object"], part["created"], part["model"]) for part in found}
+    assert stamps == {("chatcmpl-1", "chat.completion.chunk", 1700, "first")}
+
+
+def test_what_needs_no_mending_keeps_its_bytes() -> None:
+    """The choices of a good chunk are the engine's bytes, spaces, escapes and number forms included."""
+    chunks = stream()
+    chunks.feed(payload(choice({"role": "assistant"})))
+    raw = b'[ {"index":0, "delta":{"content":"\\u00e9 1.50"},"x":1.50e0 ,"finish_reason":null}]'
+    assert raw in chunks.feed(b'{"choices":' + raw + b',"extra":[1.0]}')
+
+
+def test_the_role_is_said_first_and_once_per_choice() -> None:
+    """A first delta without a role gets one; a repeated role is taken out, for each choice by itself."""
+    found = fed(
+        stream(2),
+        payload(choice({"content": "a"})),
+        payload(choice({"role": "assistant", "content": "b"}), choice({"content": "c"}, index=1)),
+        payload(choice({"role": "assistant", "content": "d"}, index=1)),
+    )
+    roles = [[each["delta"].get("role") for each in chunk["choices"]] for chunk in found]
+    assert roles == [["assistant"], [None, "assistant"], [None]]
+    assert [each["delta"]["content"] for chunk in found for each in chunk["choices"]] == list("abcd")
+
+
+def test_the_finish_reason_is_said_once() -> None:
+    """A repeated or empty finish_reason becomes null."""
+    chunks = stream()
+    found = fed(
+        chunks,
+        payload(choice({"role": "assistant", "content": "a"}, "")),
+        payload(choice({}, "stop")),
+        payload(choice({}, "stop")),
+    )
+    assert [chunk["choices"][0]["finish_reason"] for chunk in found] == [None, "stop", None]
+    assert chunks.finish_reasons == ("stop",)
+
+
+def test_an_empty_finish_reason_does_not_complete() -> None:
+    """Engines that send an empty string where null belongs have not finished."""
+    chunks = stream()
+    chunks.feed(payload(choice({"role": "assistant", "content": "a"}, "")))
+    assert not chunks.complete
+
+
+def test_a_missing_delta_becomes_an_empty_one() -> None:
+    """SDKs read choice.delta without looking whether it is there."""
+    found = fed(
+        stream(),
+        payload(choice({"role": "assistant"})),
+        payload({"index": 0, "delta": None, "finish_reason": "stop"}),
+        payload({"index": 0}),
+    )
+    assert [chunk["choices"][0]["delta"] for chunk in found] == [{"role": "assistant"}, {}, {}]
+
+
+def test_a_tool_calls_id_type_and_name_are_said_once() -> None:
+    """What SDKs would join to itself is taken out of later deltas; arguments stay as they are."""
+    call = {
+        "index": 0,
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "f", "arguments": '{"a'},
+    }
+    again = {**call, "function": {"name": "f", "arguments": '": 01}'}}
+    other = {**call, "index": 1, "id": "call_2"}
+    found = fed(
+        stream(),
+        payload(choice({"role": "assistant", "tool_calls": [call]})),
+        payload(choice({"tool_calls": [again, other]})),
+    )
+    second = found[1]["choices"][0]["delta"]["tool_calls"]
+    assert second == [{"index": 0, "function": {"arguments": '": 01}'}}, other]
+
+
+def test_output_is_told_from_ceremony() -> None:
+    """A role, an empty string, an empty list is not output; text, reasoning, a tool call, a refusal is."""
+    ceremonies: list[dict[str, Any]] = [
+        {"role": "assistant"},
+        {"role": "assistant", "content": ""},
+        {"tool_calls": []},
+        {},
+    ]
+    for empty in ceremonies:
+        chunks = stream()
+        chunks.feed(payload(choice(empty)))
+        assert not chunks.started, empty
+    for real in (
+        {"content": "a"},
+        {"reasoning_content": "a"},
+        {"reasoning": "a"},
+        {"refusal": "a"},
+        {"tool_calls": [{"index": 0}]},
+        {"function_call": {"name": "f"}},
+        {"audio": {"id": "a"}},
+        {"content": [{"type": "text", "text": "a"}]},
+    ):
+        chunks = stream()
+        chunks.feed(payload(choice(real)))
+        assert chunks.started, real
+        assert chunks.outputs == 1
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_usage_is_kept_aside(separate: bool) -> None:
+    """Usage never travels on a chunk; the last one said is kept, wherever it was."""
+    chunks = stream()
+    first, last = {"total_tokens": 1}, {"total_tokens": 2}
+    found = fed(
+        chunks,
+        payload(choice({"role": "assistant", "content": "a"}), usage=first),
+        payload(choice({}, "stop"), usage=None if separate else last),
+        *([payload(usage=last)] if separate else []),
+    )
+    assert len(found) == 2
+    assert all("usage" not in chunk for chunk in found)
+    assert chunks.usage is not None
+    assert json.loads(bytes(chunks.usage)) == last
+    assert json.loads(chunks.usage_chunk())["choices"] == []
+
+
+def test_complete_means_every_choice_asked_for() -> None:
+    """One finished choice of two is not a whole answer, even while the second has not begun."""
+    chunks = stream(2)
+    chunks.feed(payload(choice({"role": "assistant", "content": "a"}, "stop")))
+    assert not chunks.complete
+    assert chunks.missing == 1
+    chunks.feed(payload(choice({"role": "assistant", "content": "b"}, index=1)))
+    assert not chunks.complete
+    assert chunks.missing == 0
+    chunks.feed(payload(choice({}, "length", index=1)))
+    assert chunks.complete
+    assert chunks.finish_reasons == ("stop", "length")
+
+
+def test_a_line_break_between_tokens_never_reaches_the_client() -> None:
+    """An engine that prints its JSON on several lines would otherwise end the event in its middle."""
+    pretty = json.dumps(json.loads(payload(choice({"content": "a\nb"}), more={"x": [1]})), indent=2).encode()
+    out = stream().feed(pretty.replace(b"\n", b"\r\n"))
+    assert b"\n" not in out
+    assert b"\r" not in out
+    assert json.loads(out)["choices"][0]["delta"]["content"] == "a\nb"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        b"[]",
+        b"nonsense",
+        b'{"choices":{}}',
+        b'{"choices":[1]}',
+        b'{"choices":[{"index":"a"}]}',
+        b'{"choices":[{"delta":"a"}]}',
+        b'{"choices":[],"x":NaN}',
+        b'{"choices":[{"delta":{"content":"\xff"}}]}',
+        b'{"choices":[],"skipped":"\xff"}',
+        b'{"choices":[{"delta":{"content":' + b"[" * 5000 + b"]" * 5000 + b"}}]}",
+        b'{"skipped":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=range(12),
+)
+def test_what_is_no_chunk_breaks_the_stream(bad: bytes) -> None:
+    """Garbage is a broken stream, never passed on and never a crash."""
+    with pytest.raises(StreamBroken):
+        stream().feed(bad)
+
+
+def test_an_error_object_in_a_chunks_place_is_a_fault() -> None:
+    """A backend that yields its engine's error as if it were a chunk does not lose it."""
+    with pytest.raises(BackendFault):
+        stream().feed(b'{"error":{"message":"boom","code":500}}')
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=40), st.dictionaries(st.text(max_size=5), st.integers(), max_size=3))
+def test_any_text_and_any_extra_field_arrives(text: str, extra: dict[str, int]) -> None:
+    """Whatever the text, and whatever else is on the delta, the client reads the same."""
+    known = {"role", "content", "reasoning_content", "reasoning", "refusal"}
+    known |= {"tool_calls", "function_call", "audio"}
+    extra = {name: value for name, value in extra.items() if name not in known}
+    delta = {"role": "assistant", "content": text, **extra}
+    out = stream().feed(payload(choice(delta)))
+    assert json.loads(out)["choices"][0]["delta"] == delta
