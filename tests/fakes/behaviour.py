@@ -80,11 +80,11 @@ class Answer:
     extra: dict[str, Any] = field(default_factory=dict)
     """Further members of every chunk."""
 
-    def deltas(self) -> list[dict[str, Any]]:
+    def deltas(self, request: Recorded) -> list[dict[str, Any]]:
         """The output deltas of one choice."""
         found: list[dict[str, Any]] = [{"reasoning_content": word} for word in words(self.reasoning)]
         if not self.tool_calls:
-            return found + [{"content": word} for word in words(self.text)]
+            return found + [{"content": word} for word in words(self.rest(request))]
         for index, (name, arguments) in enumerate(self.tool_calls):
             half = len(arguments) // 2
             first = {"name": name, "arguments": arguments[:half]}
@@ -98,17 +98,23 @@ class Answer:
             found.append({"tool_calls": [{"index": index, "function": {"arguments": arguments[half:]}}]})
         return found
 
+    def rest(self, request: Recorded) -> str:
+        """The text, less what of it the prompt's last message has, if that is the assistant's."""
+        last = (request.json.get("messages") or [{}])[-1]
+        begun = last.get("content") if last.get("role") == "assistant" else None
+        return self.text.removeprefix(begun) if isinstance(begun, str) else self.text
+
     def usage_of(self, request: Recorded) -> dict[str, int]:
         """Token counts: words of the prompt, deltas of the answer."""
         prompt = len(words(" ".join(str(m.get("content")) for m in request.json.get("messages", ()))))
-        answer = len(self.deltas()) * int(request.json.get("n") or 1)
+        answer = len(self.deltas(request)) * int(request.json.get("n") or 1)
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
     def output(self, request: Recorded) -> list[bytes]:
         """The events of the output, role and finish not included."""
         model, count = request.json.get("model", ""), int(request.json.get("n") or 1)
         events = []
-        for delta in self.deltas():
+        for delta in self.deltas(request):
             found = None
             if self.logprobs and "content" in delta:
                 token = {"token": delta["content"], "logprob": -0.5, "bytes": list(delta["content"].encode())}

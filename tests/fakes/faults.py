@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fakes.behaviour import DONE, JSON, SSE, Answer, error_body, event, until_released
+from fakes.behaviour import DONE, JSON, SSE, Answer, error_body, event, pause, until_released
 
 if TYPE_CHECKING:
     from fakes.http11 import Recorded
@@ -45,11 +45,13 @@ class Silence:
 
 @dataclass(frozen=True)
 class HeadersThenSilence:
-    """Status 200 and headers, then nothing."""
+    """Status and headers, then nothing."""
+
+    status: int = 200
 
     async def play(self, request: Recorded) -> None:
         """Sends the head, waits until the client hangs up."""
-        await request.connection.head(200, SSE)
+        await request.connection.head(self.status, SSE if self.status == 200 else JSON)
         await request.connection.wait_gone()
 
 
@@ -81,8 +83,12 @@ class CommentsThenSilence:
 class ResetBeforeHeaders:
     """Breaks the connection off without a byte."""
 
+    after_s: float = 0.0
+
     async def play(self, request: Recorded) -> None:
-        """Resets."""
+        """Waits and resets."""
+        if self.after_s:
+            await pause(request, self.after_s)
         request.connection.reset()
 
 
@@ -103,11 +109,14 @@ class CutAfter:
     answer: Answer = field(default_factory=Answer)
     reset: bool = False
     """RST instead of FIN."""
+    closing: int = 0
+    """How many of the closing events (finish reasons, usage) still go out before the cut."""
 
     async def play(self, request: Recorded) -> None:
         """Streams so far, then cuts."""
         await self.answer.begin(request)
         await self.answer.send(request, self.answer.output(request)[: self.n])
+        await self.answer.send(request, self.answer.closing(request)[: self.closing])
         if self.reset:
             request.connection.reset()
         else:

@@ -19,11 +19,12 @@ import argparse
 import asyncio
 import contextlib
 import json
+import socket
 import sys
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Any, Self
 
-from fakes import faults
+from fakes import faults, torn
 from fakes.behaviour import JSON, Answer, Behaviour, error_body, words
 from fakes.http11 import ClientHungUp, Connection, Recorded
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOST = "127.0.0.1"
+QUEUED = 4
+"""More connections than a listening socket without a backlog takes."""
 
 
 class FakeProvider:
@@ -42,14 +45,21 @@ class FakeProvider:
     Args:
         port: 0 draws a free one.
         models: What ``/v1/models`` lists.
+        owned_by: Whose it says that they are: ``vllm`` and ``llamacpp`` tell which engine this is.
         api_key: When set, ``/v1`` answers 401 to any other bearer token.
     """
 
     def __init__(
-        self, port: int = 0, *, models: tuple[str, ...] = ("fake-model",), api_key: str | None = None
+        self,
+        port: int = 0,
+        *,
+        models: tuple[str, ...] = ("fake-model",),
+        owned_by: str = "fake",
+        api_key: str | None = None,
     ) -> None:
         self.port = port
         self.models = models
+        self.owned_by = owned_by
         self.api_key = api_key
         self.default: Behaviour = Answer("Hello from the fake provider.")
         self.defaults: dict[str, Behaviour] = {}
@@ -63,6 +73,7 @@ class FakeProvider:
         self._plans: dict[str, deque[Behaviour]] = defaultdict(deque)
         self._server: asyncio.Server | None = None
         self._connections: set[Connection] = set()
+        self._blocking: list[socket.socket] = []
 
     @property
     def root(self) -> str:
@@ -80,6 +91,11 @@ class FakeProvider:
         return [request for request in self.requests if request.path.endswith("/chat/completions")]
 
     @property
+    def listening(self) -> bool:
+        """Whether a connection would be taken."""
+        return self._server is not None
+
+    @property
     def open_connections(self) -> int:
         """Connections that neither side has closed."""
         return sum(not connection.gone.is_set() for connection in self._connections)
@@ -87,6 +103,11 @@ class FakeProvider:
     def plan(self, *behaviours: Behaviour, model: str = "") -> None:
         """Queues behaviours, for one model or for any."""
         self._plans[model].extend(behaviours)
+
+    def forget(self) -> None:
+        """Drops what was planned and what was asked."""
+        self._plans.clear()
+        self.requests.clear()
 
     async def __aenter__(self) -> Self:
         await self.resume()
@@ -97,6 +118,7 @@ class FakeProvider:
 
     async def resume(self) -> None:
         """Listens (again), on the port that it had."""
+        await self.refuse()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: Connection(self._serve, self._connections.add), HOST, self.port, reuse_address=True
@@ -111,6 +133,21 @@ class FakeProvider:
         for connection in list(self._connections):
             await connection.stop()
         self._connections.clear()
+        for blocking in self._blocking:
+            blocking.close()
+        self._blocking.clear()
+
+    async def vanish(self) -> None:
+        """As :meth:`refuse`, but the next connection is not even refused: nothing answers it."""
+        await self.refuse()
+        address = (HOST, self.port)
+        full = socket.create_server(address, backlog=0)  # Linux drops who comes while its queue is full
+        self._blocking.append(full)
+        for _ in range(QUEUED):
+            waiting = socket.socket()
+            waiting.setblocking(False)  # noqa: FBT003 - the standard library's signature
+            waiting.connect_ex(address)
+            self._blocking.append(waiting)
 
     async def _serve(self, request: Recorded) -> None:
         path = request.path.partition("?")[0]
@@ -131,7 +168,7 @@ class FakeProvider:
         if self.api_key is not None and request.headers.get("authorization") != f"Bearer {self.api_key}":
             return faults.Status(401, body=error_body("Incorrect API key provided", code="invalid_api_key"))
         if path.endswith("/models"):
-            listed = [{"id": model, "object": "model", "owned_by": "fake"} for model in self.models]
+            listed = [{"id": model, "object": "model", "owned_by": self.owned_by} for model in self.models]
             return self.model_list or faults.Status(200, body={"object": "list", "data": listed})
         if path.endswith("/chat/completions"):
             return self._next(str(request.json.get("model", "")))
@@ -176,7 +213,8 @@ def behaviour_from(spec: dict[str, Any]) -> Behaviour:
         name: Answer(**value) if name == "answer" else value for name, value in spec.items()
     }
     kind: str = fields.pop("kind")
-    found: Callable[..., Behaviour] | None = Answer if kind == "Answer" else getattr(faults, kind, None)
+    known = {"Answer": Answer, **vars(torn), **vars(faults)}
+    found: Callable[..., Behaviour] | None = known.get(kind)
     if found is None:
         raise ValueError(f"no behaviour is called {kind}")
     return found(**fields)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, LoopFactory]:
-    """The bus is tested on both loops: services run on uvloop, and the two differ at broken sockets."""
+    """What meets broken sockets is tested on both loops: services run on uvloop, and the two differ there."""
     factories: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name.startswith("test_bus"):
+    if item.path.name.startswith(("test_bus", "test_http_connection", "test_upstream", "test_worker")):
         factories["uvloop"] = uvloop.new_event_loop
     return factories
 

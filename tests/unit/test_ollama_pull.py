@@ -35,7 +35,6 @@ async def ollama() -> AsyncIterator[FakeOllama]:
 async def client(ollama: FakeOllama) -> AsyncIterator[OllamaClient]:
     """A client of it."""
     client = OllamaClient(ollama.base_url)
-    await client.start()
     yield client
     await client.close()
 

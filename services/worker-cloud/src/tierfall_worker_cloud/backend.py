@@ -46,8 +46,7 @@ class CloudBackend:
         self._account = Account(self._upstream, key)
 
     async def start(self) -> None:
-        """Opens the HTTP session."""
-        await self._upstream.start()
+        """Nothing to open: connections come with the first request."""
 
     async def probe(self) -> Health:
         """Whether the provider is there and takes the key."""
@@ -63,7 +62,7 @@ class CloudBackend:
         body = shape(self._provider, ask.body, ask.backend_model)
         mender = self._provider.mender() if self._provider.mender else None
         try:
-            async with aclosing(self._upstream.stream_chat(body)) as payloads:
+            async with aclosing(self._upstream.stream_chat(body, ask.trace_headers)) as payloads:
                 async for payload in payloads:
                     self._account.works()
                     yield mender.mend(payload) if mender else payload

@@ -71,8 +71,7 @@ class OllamaBackend:
         )
 
     async def start(self) -> None:
-        """Opens the HTTP session."""
-        await self._client.start()
+        """Nothing to open: connections come with the first request."""
 
     def prefill(self, ask: Ask, text: str) -> Prefill:  # noqa: ARG002 - the port's signature
         """It depends on the model's template whether Ollama goes on in the same message: not relied on."""

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
+import msgspec
 
-from tierfall.errors import BackendDown, BackendError, BackendFault, StreamBroken
+from tierfall.errors import BackendDown, BackendFault, ConfigError, StreamBroken
+from tierfall.upstream.http import ConnectFailed, ConnectionBroken, HttpPool, Url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
+
+    from tierfall.upstream.http import Response
 
 CONNECT_TIMEOUT_S: Final = 2.0
 ASK_TIMEOUT_S: Final = 1.0
 LINE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 ERROR_LIMIT_BYTES: Final = 64 * 1024
 OK: Final = 200
+
+_encoder: Final = msgspec.json.Encoder()
 
 
 class StatusRefusal(Exception):
@@ -30,33 +36,30 @@ class StatusRefusal(Exception):
 
 
 class OllamaClient:
-    """One session. Every request has a connection of its own: closing it is what stops Ollama's work.
+    """HTTP to one Ollama. Closing a request's connection is what stops Ollama's work.
 
-    That also rules out the race of writing to a kept connection that Ollama is just closing.
+    Every request has a connection of its own, so none is written to that Ollama is just closing.
 
     Args:
         base_url: Without a path.
+
+    Raises:
+        ConfigError: ``base_url`` is no URL.
     """
 
     def __init__(self, base_url: str) -> None:
+        try:
+            Url(base_url)
+        except ValueError as error:
+            raise ConfigError(f"Ollama's base_url: {error}") from None
         self._base_url = base_url.rstrip("/")
-        self._session: aiohttp.ClientSession | None = None
-
-    async def start(self) -> None:
-        """Opens the session; nothing is sent."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            # A proxy in between that compresses would also hold tokens back.
-            headers={"Accept-Encoding": "identity"},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-        )
+        # A proxy in between that compresses would also hold tokens back.
+        every = {"accept-encoding": "identity", "user-agent": "tierfall"}
+        self._pool = HttpPool(every, connect_timeout_s=CONNECT_TIMEOUT_S, keepalive_s=0)
 
     async def close(self) -> None:
         """Closes every connection."""
-        if self._session is not None:
-            await self._session.close()
+        await self._pool.close()
 
     async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """A short question, answered within :data:`ASK_TIMEOUT_S`.
@@ -66,12 +69,17 @@ class OllamaClient:
             BackendFault: No answer in time, or a broken one.
             StatusRefusal: Any status but 200.
         """
-        timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
         try:
-            async with self._request(method, path, json=body, timeout=timeout) as response:
-                text = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _failure(error) from error
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                response = await self._open(method, path, None if body is None else _encoder.encode(body))
+                try:
+                    text = await _whole(response)
+                finally:
+                    response.close()
+        except TimeoutError:
+            raise BackendFault("Ollama did not answer in time") from None
+        except ConnectionBroken as error:
+            raise BackendFault("Ollama closed the connection without an answer") from error
         if response.status != OK:
             raise StatusRefusal(response.status, text.decode(errors="replace"))
         return text
@@ -98,56 +106,52 @@ class OllamaClient:
             StreamBroken: It broke, or stalled, within the answer.
             StatusRefusal: Any status but 200.
         """
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_s)
-        every = {"Content-Type": "application/json", **(headers or {})}
-        begun = False
         try:
-            async with self._request("POST", path, data=payload, headers=every, timeout=timeout) as response:
-                begun = True
-                try:
-                    if response.status != OK:
-                        raise await _refusal(response)
-                    async for line in _split(response.content):
-                        yield line
-                finally:
-                    response.close()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            if begun:
-                raise StreamBroken("the connection to Ollama broke in the middle of its answer") from error
-            raise _failure(error) from error
+            response = await self._open("POST", path, payload, headers)
+        except ConnectionBroken as error:
+            raise BackendFault("Ollama closed the connection without an answer") from error
+        try:
+            if response.status != OK:
+                raise await _refusal(response)
+            async with aclosing(_split(response, silence_s)) as lines:
+                async for line in lines:
+                    yield line
+        except (ConnectionBroken, TimeoutError) as error:
+            raise StreamBroken("the connection to Ollama broke in the middle of its answer") from error
+        finally:
+            response.close()
 
-    def _request(self, method: str, path: str, **options: Any) -> aiohttp.client._RequestContextManager:
-        if self._session is None:
-            raise RuntimeError("start() comes first")
-        return self._session.request(method, self._base_url + path, allow_redirects=False, **options)
-
-
-def _failure(error: Exception) -> BackendError:
-    if isinstance(error, aiohttp.InvalidURL):
-        return BackendDown("the tier's base_url is not a URL")
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number).lower() if number and number > 0 else "no connection"
-        return BackendDown(f"Ollama does not answer: {reason}; is `ollama serve` running?")
-    if isinstance(error, TimeoutError):
-        return BackendFault("Ollama did not answer in time")
-    return BackendFault("Ollama closed the connection without an answer")
+    async def _open(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        sent = {"content-type": "application/json", **(headers or {})} if body is not None else headers
+        try:
+            return await self._pool.request(method, Url(self._base_url + path), headers=sent, body=body)
+        except ConnectFailed as error:
+            raise BackendDown(f"Ollama does not answer: {error}; is `ollama serve` running?") from error
 
 
-async def _refusal(response: aiohttp.ClientResponse) -> StatusRefusal:
+async def _whole(response: Response) -> bytes:
     text = bytearray()
-    async for data in response.content.iter_any():
+    while data := await response.read():
         text += data
-        if len(text) > ERROR_LIMIT_BYTES:
-            break
+        if len(text) > LINE_LIMIT_BYTES:
+            raise BackendFault("Ollama's answer has no end")
+    return bytes(text)
+
+
+async def _refusal(response: Response) -> StatusRefusal:
+    text = bytearray()
+    while len(text) <= ERROR_LIMIT_BYTES and (data := await response.read()):
+        text += data
     return StatusRefusal(
-        response.status, text.decode(errors="replace"), response.headers.get("Retry-After", "")
+        response.status, text.decode(errors="replace"), response.headers.get("retry-after", "")
     )
 
 
-async def _split(content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
+async def _split(response: Response, silence_s: float | None) -> AsyncGenerator[bytes, None]:
     rest = b""
-    async for data in content.iter_any():
+    while data := await _read(response, silence_s):
         *whole, rest = (rest + data).split(b"\n")
         if len(rest) > LINE_LIMIT_BYTES:
             raise StreamBroken("a line of Ollama's answer has no end")
@@ -157,3 +161,8 @@ async def _split(content: aiohttp.StreamReader) -> AsyncGenerator[bytes, None]:
     if rest:
         # The decoder judges whether this is a whole line that lacks its end, or a piece.
         yield rest
+
+
+async def _read(response: Response, silence_s: float | None) -> bytes:
+    async with asyncio.timeout(silence_s):
+        return await response.read()

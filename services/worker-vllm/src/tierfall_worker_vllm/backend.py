@@ -36,8 +36,7 @@ class VllmBackend:
         self._engine = Engine(self._upstream, expected)
 
     async def start(self) -> None:
-        """Opens the HTTP session."""
-        await self._upstream.start()
+        """Nothing to open: connections come with the first request."""
 
     async def probe(self) -> Health:
         """The engine's health, and now and then its models."""
@@ -53,7 +52,7 @@ class VllmBackend:
         prepare(ask.body, ask.backend_model)
         tally, failure = Tally(), None
         try:
-            async with aclosing(self._upstream.stream_chat(encode(ask.body))) as payloads:
+            async with aclosing(self._upstream.stream_chat(encode(ask.body), ask.trace_headers)) as payloads:
                 async for payload in payloads:
                     tally.note(payload)
                     yield payload

@@ -101,7 +101,7 @@ def from_answer(source: Source, status: int, headers: Mapping[str, str], body: b
     Args:
         source: Who answered.
         status: Its HTTP status.
-        headers: Its headers; looked up case-insensitively by the caller's mapping.
+        headers: Its headers, with names in lower case.
         body: Its body, or as much of it as arrived.
     """
     return classify(source, status, Complaint.of_body(body), _retry_after(headers))
@@ -196,7 +196,7 @@ def _status_of(kind: str) -> int:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds from ``retry-after-ms`` or ``Retry-After`` (RFC 9110, 10.2.3: seconds or an HTTP date)."""
-    millis, value = headers.get("retry-after-ms", ""), headers.get("Retry-After", "")
+    millis, value = headers.get("retry-after-ms", ""), headers.get("retry-after", "")
     if _NUMBER.fullmatch(millis):
         return float(millis) / 1000
     if _NUMBER.fullmatch(value):

@@ -1,7 +1,4 @@
-"""An HTTP client for one backend that speaks OpenAI's chat completions API.
-
-The only module that knows aiohttp. What leaves it is payloads, plain values and the error tree.
-"""
+"""One backend that speaks OpenAI's chat completions API: payloads, plain values and the error tree."""
 
 from __future__ import annotations
 
@@ -9,19 +6,30 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
 import msgspec
 
-from tierfall.errors import BackendDown, BackendFault, ProviderRefused, StreamBroken, TierfallError
+from tierfall.errors import (
+    BackendDown,
+    BackendFault,
+    ConfigError,
+    ProviderRefused,
+    StreamBroken,
+    TierfallError,
+)
 from tierfall.upstream.completion import as_chunk
 from tierfall.upstream.failure import Source, from_answer, from_event
+from tierfall.upstream.http import ConnectFailed, ConnectionBroken, HttpPool, Url
 from tierfall.upstream.sse import DONE, MAX_EVENT_BYTES, SSEParser
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
+    from tierfall.upstream.http import Response
+
 LOCAL_CONNECT_TIMEOUT_S: Final = 2.0
 CLOUD_CONNECT_TIMEOUT_S: Final = 5.0
+LOCAL_KEEPALIVE_S: Final = 4.0
+"""Below the 5 s after which uvicorn, and so vLLM, closes an idle connection."""
 CLOUD_KEEPALIVE_S: Final = 50.0
 MAX_ERROR_BYTES: Final = 64 * 1024
 ERROR_BODY_TIMEOUT_S: Final = 1.0
@@ -61,18 +69,16 @@ _peek: Final = msgspec.json.Decoder(_Peek)
 
 
 class OpenAIUpstream:
-    """One backend, reached over pooled connections. Create it, :meth:`start` it on the loop that uses it.
+    """One backend, reached over pooled connections.
 
-    There is no limit on connections (the worker's slots are the limit), no cookies, no proxy from the
-    environment, no redirect and no timeout on an answer: the ladder has the clocks.
+    There is no limit on connections (the worker's slots are the limit) and no timeout on an answer: the
+    ladder has the clocks.
 
     Args:
         source: How error messages name the backend.
         headers: Sent with every request: the tier's own authorization. Nothing of the caller's.
         connect_timeout_s: For opening a TCP connection.
-        keepalive_s: How long an idle connection is kept for the next request; ``None`` opens one for each
-            request. That is right near by, where connecting costs nothing: llama.cpp's server closes after
-            every streamed answer without saying so, and the next request would break on that.
+        keepalive_s: How long an idle connection is kept for the next request.
     """
 
     def __init__(
@@ -81,40 +87,22 @@ class OpenAIUpstream:
         *,
         headers: Mapping[str, str] | None = None,
         connect_timeout_s: float = LOCAL_CONNECT_TIMEOUT_S,
-        keepalive_s: float | None = None,
+        keepalive_s: float = LOCAL_KEEPALIVE_S,
     ) -> None:
         self.source = source
         self.base_url = source.base_url.rstrip("/")
         # Compressed events come late and together, so none are asked for.
-        self._headers = {"Accept-Encoding": "identity", "User-Agent": "tierfall", **(headers or {})}
-        self._connect_timeout_s = connect_timeout_s
-        self._keepalive_s = keepalive_s
-        self._session: aiohttp.ClientSession | None = None
+        every = {"accept-encoding": "identity", "user-agent": "tierfall", **(headers or {})}
+        self._pool = HttpPool(every, connect_timeout_s=connect_timeout_s, keepalive_s=keepalive_s)
+        self._chat_url = _url(source, f"{self.base_url}/chat/completions")
         self._lingering: set[asyncio.Task[None]] = set()
-
-    async def start(self) -> None:
-        """Opens the session; connections follow on demand."""
-        self._session = aiohttp.ClientSession(
-            connector=self._connector(),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout_s),
-            trust_env=False,
-        )
-
-    def _connector(self) -> aiohttp.TCPConnector:
-        if self._keepalive_s is None:
-            return aiohttp.TCPConnector(limit=0, force_close=True)
-        return aiohttp.TCPConnector(limit=0, keepalive_timeout=self._keepalive_s)
 
     async def close(self) -> None:
         """Closes every connection."""
         for task in list(self._lingering):
             task.cancel()
         await asyncio.gather(*self._lingering, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._pool.close()
 
     async def stream_chat(
         self, body: bytes, headers: Mapping[str, str] | None = None
@@ -135,7 +123,7 @@ class OpenAIUpstream:
             StreamBroken: The connection broke, or garbage came, in the middle of the answer.
             TierfallError: What else the backend's error means; see :mod:`tierfall.upstream.failure`.
         """
-        response = await self._open("POST", f"{self.base_url}/chat/completions", body, headers)
+        response = await self._open("POST", self._chat_url, body, headers)
         complete = False
         try:
             if response.status != _OK:
@@ -187,34 +175,28 @@ class OpenAIUpstream:
             BackendFault: The connection broke, or the answer passes ``max_bytes``.
         """
         async with asyncio.timeout(timeout_s):
-            response = await self._open(method, url, body, None)
+            response = await self._open(method, _url(self.source, url), body, None)
             try:
                 return Reply(response.status, await self._whole(response, max_bytes))
             finally:
-                response.close()  # a no-op once the body's end has released the connection
+                response.close()
 
     async def _open(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str] | None
-    ) -> aiohttp.ClientResponse:
-        if self._session is None:
-            raise RuntimeError("start() comes first")
+        self, method: str, url: Url, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> Response:
         sent = dict(headers or {})
         if body is not None:
-            sent["Content-Type"] = "application/json"
+            sent["content-type"] = "application/json"
         try:
-            return await self._session.request(method, url, data=body, headers=sent, allow_redirects=False)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise BackendDown(
-                f"{self.source.name} at {self.base_url} cannot be reached: {_why(error)}"
-            ) from error
-        except aiohttp.InvalidURL as error:
-            raise BackendDown(f"{self.source.name}: {self.base_url} is no usable base_url") from error
-        except (aiohttp.ClientError, OSError) as error:
+            return await self._pool.request(method, url, headers=sent, body=body)
+        except ConnectFailed as error:
+            raise BackendDown(f"{self.source.name} at {self.base_url} cannot be reached: {error}") from error
+        except ConnectionBroken as error:
             raise BackendFault(
-                f"{self.source.name} at {self.base_url} broke the connection unanswered: {_why(error)}"
+                f"{self.source.name} at {self.base_url} broke the connection unanswered: {error}"
             ) from error
 
-    async def _first(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _first(self, response: Response) -> bytes:
         """The first bytes that are not white space; empty at the end of an empty answer."""
         while data := await self._read(response):
             if data := data.lstrip():
@@ -225,19 +207,15 @@ class OpenAIUpstream:
             )
         return data
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: Response) -> bytes:
         try:
-            return await response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            # aiohttp raises as soon as the connection broke, also when whole events came before that and
-            # nobody has read them yet. They are the client's: the error comes after them.
-            if unread := response.content._read_nowait(-1):  # noqa: SLF001 - there is no public way
-                return unread
+            return await response.read()
+        except ConnectionBroken as error:
             raise StreamBroken(
-                f"{self.source.name} broke the connection in the middle of its answer: {_why(error)}"
+                f"{self.source.name} broke the connection in the middle of its answer: {error}"
             ) from error
 
-    async def _unstreamed(self, begun: bytes, response: aiohttp.ClientResponse) -> bytes:
+    async def _unstreamed(self, begun: bytes, response: Response) -> bytes:
         """Reads the rest of a JSON body: an error, or a completion from an engine that ignores ``stream``."""
         parts = [begun, await self._whole(response, MAX_EVENT_BYTES)]
         try:
@@ -268,7 +246,7 @@ class OpenAIUpstream:
             raise from_event(self.source, msgspec.json.decode(payload))
         return payload.replace(b"\n", b" ") if b"\n" in payload else payload
 
-    async def _failure(self, response: aiohttp.ClientResponse) -> TierfallError:
+    async def _failure(self, response: Response) -> TierfallError:
         try:
             async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
                 body = await self._whole(response, MAX_ERROR_BYTES)
@@ -276,7 +254,7 @@ class OpenAIUpstream:
             body = b""  # the status says enough
         return from_answer(self.source, response.status, response.headers, body)
 
-    async def _whole(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    async def _whole(self, response: Response, max_bytes: int) -> bytes:
         parts, size = [], 0
         while data := await self._read(response):
             size += len(data)
@@ -285,29 +263,28 @@ class OpenAIUpstream:
             parts.append(data)
         return b"".join(parts)
 
-    def _release(self, response: aiohttp.ClientResponse) -> None:
-        """Gives the connection back to the pool, once its body's end is there."""
-        if response.content.at_eof():
-            response.release()
+    def _release(self, response: Response) -> None:
+        """Leaves the connection to the pool, once its body's end is there."""
+        if response.whole:
             return
         task = asyncio.get_running_loop().create_task(self._linger(response))
         self._lingering.add(task)
 
         def done(_: object) -> None:
             self._lingering.discard(task)
-            response.close()  # a no-op once the body's end has released the connection
+            response.close()
 
         task.add_done_callback(done)
 
-    async def _linger(self, response: aiohttp.ClientResponse) -> None:
+    async def _linger(self, response: Response) -> None:
         with contextlib.suppress(TimeoutError, StreamBroken):
             async with asyncio.timeout(LINGER_S):
                 while await self._read(response):
                     pass
 
 
-def _why(error: Exception) -> str:
-    """The reason without aiohttp's wrapping, which repeats host and TLS settings."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
-    return str(error) or type(error).__name__
+def _url(source: Source, text: str) -> Url:
+    try:
+        return Url(text)
+    except ValueError as error:
+        raise ConfigError(f"{source.name}: {error}") from None

@@ -38,6 +38,7 @@ from fakes.provider import FakeProvider
 from tierfall.errors import (
     BackendDown,
     BackendFault,
+    ConfigError,
     InvalidRequest,
     ProviderRefused,
     RateLimited,
@@ -65,9 +66,8 @@ async def provider() -> AsyncIterator[FakeProvider]:
 
 @pytest.fixture
 async def upstream(provider: FakeProvider) -> AsyncIterator[OpenAIUpstream]:
-    """A started client of that provider."""
+    """A client of that provider."""
     client = OpenAIUpstream(Source("fake", provider.base_url), headers={"Authorization": "Bearer key"})
-    await client.start()
     yield client
     await client.close()
 
@@ -218,12 +218,12 @@ async def test_refused_connection_is_a_backend_that_is_down(
 
 
 async def test_unknown_host_is_a_backend_that_is_down() -> None:
-    """A name that does not resolve, or no URL at all, is BackendDown."""
-    for url in ("http://nowhere.invalid/v1", "not a url"):
-        client = OpenAIUpstream(Source("fake", url))
-        await client.start()
-        assert type((await run(client))[1]) is BackendDown
-        await client.close()
+    """A name that does not resolve is BackendDown; what is no URL is refused where it is configured."""
+    client = OpenAIUpstream(Source("fake", "http://nowhere.invalid/v1"))
+    assert type((await run(client))[1]) is BackendDown
+    await client.close()
+    with pytest.raises(ConfigError, match="not a url"):
+        OpenAIUpstream(Source("fake", "not a url"))
 
 
 async def test_empty_stream_just_ends(provider: FakeProvider, upstream: OpenAIUpstream) -> None:
@@ -262,7 +262,6 @@ async def test_closing_the_generator_closes_the_connection(
 async def test_connection_is_kept_for_the_next_request(provider: FakeProvider) -> None:
     """Where connections are kept, answers that end in good order share one."""
     client = OpenAIUpstream(Source("fake", provider.base_url), keepalive_s=30)
-    await client.start()
     for _ in range(3):
         await run(client)
         await until(lambda: not client._lingering)
@@ -291,7 +290,6 @@ async def test_done_is_the_end_even_if_the_body_is_not(
 async def test_close_leaves_nothing_behind(provider: FakeProvider) -> None:
     """Closing the client also ends a connection that lingers after ``[DONE]``."""
     client = OpenAIUpstream(Source("fake", provider.base_url))
-    await client.start()
     provider.plan(DoneThenSilence())
     await run(client)
     await client.close()
