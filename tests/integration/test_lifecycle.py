@@ -17,6 +17,7 @@ from tierfall.bus import Bus, BusOptions
 from tierfall.protocol import subjects
 from tierfall.protocol.frames import HEADER, Kind, encode
 from tierfall.worker import process as worker_process
+from tierfall_ingress import stall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -182,6 +183,21 @@ async def test_a_slow_reader_bounds_what_is_piled_up(stack: Stack, backend: Scri
             received += len(data)
     assert sent == pieces
     assert received > pieces * len(piece)
+
+
+async def test_a_client_that_stops_reading_is_given_up(
+    stack: Stack, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that reads nothing for a while loses its connection, and its backend is stopped."""
+    monkeypatch.setattr(stall, "STALLED_S", 0.2)
+    backend.scripts.append(
+        [chunk("x" * 10_000, role="assistant"), *[chunk("x" * 10_000)] * 2_000, asyncio.Event()]
+    )
+    async with stack.stream() as response:
+        events = response.aiter_raw()
+        await anext(events)
+        await until(lambda: backend.cancelled == 1)
+    await until(lambda: stack.services.switchboard.open_lines == 0)
 
 
 async def _settled(value: Any) -> None:

@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from tierfall.errors import HeadersTooLarge, HeadTimeout, InvalidRequest, TierfallError
 from tierfall_ingress.linger import LingeringTransport
+from tierfall_ingress.stall import StallGuard
 from tierfall_ingress.wire import error_body, error_headers, request_id
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ HEAD_TIMEOUT_S: Final = 20.0
 """From a connection's or a request's first byte to the end of its headers."""
 MAX_PIPELINED: Final = 8
 """Requests that may stand behind a running one before the connection is no longer read."""
+STOP_GRACE_S: Final = 1.0
+"""When the gateway stops: how long a request may be on its way already on a connection that looks idle."""
 _HEAD_END: Final = b"\r\n\r\n"
 _UPGRADE_HEADERS: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
 
@@ -32,6 +35,7 @@ class Connection(HttpToolsProtocol):
     """One client's connection. Its own errors have the error object too."""
 
     _lingering: LingeringTransport
+    _stall: StallGuard
     _cycles: list[RequestResponseCycle]
     _head_bytes = 0
     _in_head = True
@@ -40,12 +44,14 @@ class Connection(HttpToolsProtocol):
     _empty_bytes = 0
     _refused = False
     _head_timer: asyncio.TimerHandle | None = None
+    _stopping = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client connects: from now on it has to say what it wants."""
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a token must not wait for the next
+        self._stall = StallGuard(self.loop, transport)
         self._cycles = []
         self._lingering = LingeringTransport(transport, lambda: self._refused or not self._in_head)
         super().connection_made(self._lingering)
@@ -54,6 +60,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone; also for a request that has others pipelined behind it."""
         self._stop_head_timer()
+        self._stall.drained()
         self._lingering.lost()
         for cycle in self._open_cycles():
             cycle.disconnected = True
@@ -89,6 +96,8 @@ class Connection(HttpToolsProtocol):
         self._empty_bytes = 0
         self._stop_head_timer()
         self._cycles = [*self._open_cycles(), self.cycle]
+        if self._stopping:
+            self.cycle.keep_alive = False
         if 0 < len(self.pipeline) <= MAX_PIPELINED:
             self.flow.resume_reading()  # or nobody would notice that the client hangs up
 
@@ -105,6 +114,32 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._tail = b""
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The client reads slower than it is written to."""
+        super().pause_writing()
+        self._stall.full()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._stall.drained()
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        """The gateway stops: the request under way is the last one here, or the one that is on its way.
+
+        A client cannot know that its connection is about to be closed. What it has sent by then would be lost
+        without an answer, and it could not tell whether it was acted on.
+        """
+        self._stopping = True
+        if self._open_cycles():
+            self.cycle.keep_alive = False
+        else:
+            self.loop.call_later(STOP_GRACE_S, self._stop_idle)
+
+    def _stop_idle(self) -> None:
+        if not self._open_cycles() and not self._head_bytes:
+            self.transport.close()
 
     def _feed(self, data: bytes) -> None:
         try:
