@@ -17,7 +17,7 @@ from tierfall.bus import Bus, BusOptions
 from tierfall.protocol import subjects
 from tierfall.protocol.frames import HEADER, Kind, encode
 from tierfall.worker import process as worker_process
-from tierfall_ingress import stall
+from tierfall_ingress import clocks, stall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -198,6 +198,28 @@ async def test_a_client_that_stops_reading_is_given_up(
         await anext(events)
         await until(lambda: backend.cancelled == 1)
     await until(lambda: stack.services.switchboard.open_lines == 0)
+
+
+async def test_a_long_pause_is_not_silent(
+    stack: Stack, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a stream a silent backend's client gets comments; before its first output nothing."""
+    monkeypatch.setattr(clocks, "PAUSE_S", 0.05)
+    late = asyncio.Event()
+    backend.scripts.append([0.2, chunk("One", role="assistant"), late, *says(" two")[1:]])
+    async with stack.stream() as response:
+        events = response.aiter_raw()
+        seen = await anext(events)
+        assert seen.startswith(b"data: ")
+        while b": still here\n\n" not in seen:
+            seen += await anext(events)
+        late.set()
+        seen += b"".join([data async for data in events])
+    lines = [line for line in seen.decode().split("\n\n") if line.startswith("data: {")]
+    text = "".join(
+        c["delta"].get("content") or "" for e in map(json.loads, (x[6:] for x in lines)) for c in e["choices"]
+    )
+    assert text == "One two"
 
 
 async def _settled(value: Any) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tierfall_ingress.line import Line
 
 LOADING: Final = "loading"
+PAUSE_S: Final = 15.0
+"""After so much silence in mid-stream the client gets a sign: proxies cut what is silent for 60 s."""
 RELENT_S: Final = 1.0
 """How soon an attempt that was spared, because no other tier is alive, is looked at again."""
 
@@ -27,9 +29,18 @@ class Clocks:
         since: Loop time from which ``first_token`` counts: the rung's beginning, so that a retry on the same
             tier does not get a new clock.
         may_cut: Whether there is a live tier to go to; the last one is not cut by ``first_token``.
+        streaming: Whether the client reads events, and so can be sent a comment in a long pause.
     """
 
-    def __init__(self, line: Line, deadlines: Deadlines, since: float, may_cut: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        line: Line,
+        deadlines: Deadlines,
+        since: float,
+        may_cut: Callable[[], bool],
+        *,
+        streaming: bool,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._line = line
         self._deadlines = deadlines
@@ -39,11 +50,22 @@ class Clocks:
         self._total = self._loop.call_at(now + deadlines.total, self._on_total)
         first = max(now, since + deadlines.first_token)
         self._next = self._loop.call_at(min(first, now + deadlines.idle), self._check)
+        self._pause = self._loop.call_at(now + PAUSE_S, self._on_pause) if streaming else None
 
     def stop(self) -> None:
         """The attempt is over."""
         self._total.cancel()
         self._next.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
+
+    def _on_pause(self) -> None:
+        """Lets the client hear something in a long pause; before the first output nothing may be sent."""
+        now, line = self._loop.time(), self._line
+        due = line.read_at + PAUSE_S
+        if now >= due and line.output_at is not None:
+            line.keep_alive()
+        self._pause = self._loop.call_at(due if due > now else now + PAUSE_S, self._on_pause)
 
     def _on_total(self) -> None:
         self._line.fail(TotalDeadline(f"the attempt ran longer than {self._deadlines.total:g} s"))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WINDOW_BYTES: Final = 256 * 1024
 """What a worker may send ahead of what the client has taken."""
 CREDIT_EVERY_BYTES: Final = 64 * 1024
+KEEP_ALIVE: Final = b": still here\n\n"
 _CREDIT: Final = struct.Struct("!Q")
 
 
@@ -31,6 +32,7 @@ class Line:
 
     Attributes:
         worker: The id of the worker that holds the request, once it has accepted.
+        accepted_at: Loop time when it did.
         first_output_at: Loop time of the first real output, ``None`` before it.
         output_at: Loop time of the last one.
         doing: What the worker last said that it is doing.
@@ -50,6 +52,7 @@ class Line:
         "_taken",
         "_waiter",
         "accepted",
+        "accepted_at",
         "doing",
         "ended",
         "ending",
@@ -77,6 +80,7 @@ class Line:
         self.tier = tier
         self.worker = ""
         self.accepted = False
+        self.accepted_at = 0.0
         self.first_output_at: float | None = None
         self.output_at: float | None = None
         self.read_at = self._loop.time()
@@ -118,6 +122,13 @@ class Line:
         """NATS says that nobody is in the tier's queue group."""
         self._finish(NoWorkers("no worker took the request"))
         self._wake()
+
+    def keep_alive(self) -> None:
+        """Gives the reader an SSE comment, which clients skip, if it waits for more."""
+        if self._waiter is not None and not self._chunks:
+            self._chunks.append(KEEP_ALIVE)
+            self._taken -= len(KEEP_ALIVE)  # the worker has not sent it
+            self._wake()
 
     # -- what the attempt calls
 
@@ -166,6 +177,7 @@ class Line:
 
     def _on_accepted(self, worker: bytes) -> None:
         self.accepted = True
+        self.accepted_at = self._loop.time()
         self.worker = worker.decode("ascii", "replace")
         limit = self._board.part_bytes
         for number, start in enumerate(range(0, len(self._body), limit)):
