@@ -5,8 +5,9 @@ CONFIG ?= examples/home.yaml
 
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := shared services/ingress services/worker-vllm services/worker-ollama services/worker-cloud
-SOURCES := shared/src $(wildcard services/*/src) tests
+SERVICES := ingress worker-vllm worker-ollama worker-cloud
+PACKAGES := shared $(addprefix services/,$(SERVICES))
+SOURCES := shared/src $(wildcard services/*/src) tests bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 HASHED := --require-hashes --only-binary :all:
 
@@ -15,13 +16,14 @@ VENV_MADE := $(VENV)/.made
 MODEL_MADE := $(VENV)/.model
 RUN_MADE := $(VENV)/.run
 DEV_MADE := $(VENV)/.dev
+DOCKER_MADE := $(VENV)/.docker
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test lint format lock clean
+.PHONY: help setup run test test-docker lint format bench bench-quick lock images clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo 'Variables: PYTHON=$(PYTHON)  CONFIG=$(CONFIG)'
 
 setup: $(RUN_MADE) ## Make .venv with what `make run` needs (about 150 MB the first time)
@@ -32,6 +34,9 @@ run: $(RUN_MADE) ## Run the whole gateway on this machine until Ctrl-C
 test: $(DEV_MADE) lint ## Run every check that needs no Docker
 	$(BIN)/pytest
 
+test-docker: $(DOCKER_MADE) ## Run the tests that need a container engine
+	$(BIN)/pytest tests/docker
+
 lint: $(DEV_MADE) ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -41,13 +46,31 @@ format: $(DEV_MADE) ## Format the code
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
+bench: $(DEV_MADE) ## Measure Tierfall next to other gateways (about 20 minutes, on an idle machine)
+	$(BIN)/python -m bench.run
+
+bench-quick: $(DEV_MADE) ## The same in under 3 minutes, next to the fastest of them alone
+	$(BIN)/python -m bench.run --quick
+
 lock: $(DEV_MADE) ## Renew requirements/*.lock after a change of dependencies; UPGRADE=1 takes new versions
 	$(call compile,run)
 	$(call compile,dev)
 	$(call compile,model,--no-deps)
+	$(call compile,build)
+	$(call compile,docker)
+	$(call compile,bench-ferro,--only-binary :all:)
+	$(call compile,bench-litellm,--only-binary :all:)
+	$(call compile_service,ingress)
+	$(call compile_service,worker-vllm)
+	$(call compile_service,worker-ollama)
+	$(call compile_service,worker-cloud)
+
+images: ## Build the four images; BUILD=... goes to docker build
+	for name in $(SERVICES); do \
+	  docker build $(BUILD) -f services/$$name/Dockerfile -t tierfall/$$name . || exit 1; done
 
 clean: ## Remove .venv, caches and state
-	rm -rf $(VENV) .tierfall .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tierfall .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_MADE):
@@ -79,10 +102,22 @@ $(DEV_MADE): requirements/dev.lock $(RUN_MADE)
 	@$(PIP) $(HASHED) -r requirements/dev.lock
 	@touch $@
 
+$(DOCKER_MADE): requirements/docker.lock $(DEV_MADE)
+	@echo "Installing what the tests with containers need"
+	@$(PIP) $(HASHED) -r requirements/docker.lock
+	@touch $@
+
 # $(1): which lock, $(2): further options. No index address, so that yours is used.
 define compile
-	$(BIN)/uv pip compile requirements/$(1).in --output-file requirements/$(1).lock --quiet $(2) \
-	  $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-header \
-	  $(foreach package,$(PACKAGES),--no-emit-package $(subst shared,tierfall,$(subst services/,tierfall-,$(package))))
+	$(BIN)/uv pip compile requirements/$(1).in --output-file requirements/$(1).lock --quiet $(2) $(COMPILE)
 endef
+
+# $(1): a service; its image gets what it needs itself, in the versions of run.lock.
+define compile_service
+	printf '%s\n' '-e ./shared[otel]' '-e ./services/$(1)' | $(BIN)/uv pip compile - --output-file requirements/$(1).lock \
+	  --constraint requirements/run.lock --quiet --no-annotate $(COMPILE)
+endef
+
+COMPILE = $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-header \
+  $(foreach package,$(PACKAGES),--no-emit-package $(subst shared,tierfall,$(subst services/,tierfall-,$(package))))

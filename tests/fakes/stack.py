@@ -13,15 +13,17 @@ from fakes.nats_server import NatsServer
 from fakes.polling import until
 from tierfall.bus import Bus, BusOptions
 from tierfall.config import parse
+from tierfall.telemetry import OFF
 from tierfall.worker.process import WorkerProcess
 from tierfall_ingress.main import Server
 from tierfall_ingress.meters import Meters
 from tierfall_ingress.services import Services
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tierfall.config import Config
+    from tierfall.telemetry import Tracer
     from tierfall.worker import Backend
     from tierfall.worker.process import Build
 
@@ -36,6 +38,8 @@ class Stack:
         backends: Tier name to the backend that serves it; a tier left out has no worker.
         builds: Kind of worker to its real ``build``, for tiers without a backend here.
         environ: For secrets.
+        tracer_of: Makes the tracer of a process, by its name (``ingress``, ``worker-vllm``); its maker closes
+            it.
     """
 
     def __init__(
@@ -46,11 +50,13 @@ class Stack:
         builds: Mapping[str, Build] | None = None,
         environ: Mapping[str, str] | None = None,
         nats: NatsServer | None = None,
+        tracer_of: Callable[[str], Tracer] = lambda _: OFF,
     ) -> None:
         self.text = config
         self._backends = dict(backends or {})
         self._builds = dict(builds or {})
         self._environ = dict(environ or {})
+        self._tracer_of = tracer_of
         self._own_nats = nats is None
         self.nats = nats or NatsServer()
         self.workers: dict[str, WorkerProcess] = {}
@@ -64,7 +70,7 @@ class Stack:
             await self.nats.start()
         self.config = self.parse(self.text)
         self._bus = await self._connect("ingress")
-        self.services = Services(self._bus, self.config, Meters())
+        self.services = Services(self._bus, self.config, Meters(), self._tracer_of("ingress"))
         await self.services.start()
         # Last, so that the ingress hears their first beats and need not wait for the next.
         for tier in self.config.tiers:
@@ -108,11 +114,13 @@ class Stack:
         key = f"{name}-{len(self.workers)}"
         bus = await self._connect(key)
         if name in self._builds:
-            process = WorkerProcess(name, self._builds[name], bus)
+            tracer = self._tracer_of(f"worker-{name}")
+            process = WorkerProcess(name, self._builds[name], bus, tracer=tracer)
         else:
             served = backend or self._backends[name]
             kind = self.config.tiers[name].kind
-            process = WorkerProcess(kind, lambda *_: served, bus, frozenset({name}))
+            tracer = self._tracer_of(f"worker-{kind}")
+            process = WorkerProcess(kind, lambda *_: served, bus, frozenset({name}), tracer=tracer)
         self.workers[key] = process
         self._buses[key] = bus
         await process.start(self.config)

@@ -138,6 +138,7 @@ def test_pauses_double_and_end() -> None:
             now += 0.25
         pauses.append(now - began)
         breaker.failed(FAULT, now)
+        breaker.probed()
     assert pauses == [1.0, 2.0, 4.0, 5.0, 5.0]
 
 
@@ -148,5 +149,7 @@ def test_a_probe_that_was_given_up_frees_the_way() -> None:
         breaker.failed(FAULT, 0.0)
     assert breaker.try_probe(10.0)
     assert not breaker.try_probe(10.0)
-    breaker.given_up()
+    breaker.failed(FAULT, 0.0)  # a request from before the tier was benched
+    assert not breaker.try_probe(20.0)
+    breaker.probed()
     assert breaker.try_probe(10.0)

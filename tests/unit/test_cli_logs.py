@@ -71,3 +71,16 @@ def test_the_level_and_a_second_call_count() -> None:
     logging.getLogger("x").warning("loud")
     assert first.getvalue() == ""
     assert second.getvalue().count("\n") == 1
+
+
+def test_the_environment_sets_our_own_level() -> None:
+    """``TIERFALL_LOG_LEVEL`` is for Tierfall's loggers alone: libraries keep quiet."""
+    stream = io.StringIO()
+    logs.configure("a", environ={"TIERFALL_LOG_LEVEL": "debug"}, stream=stream)
+    try:
+        logging.getLogger("tierfall.worker").debug("shown")
+        logging.getLogger("x").debug("not shown")
+    finally:
+        logs.configure("a", environ={"TIERFALL_LOG_LEVEL": "nonsense"}, stream=stream)
+    logging.getLogger("tierfall.worker").debug("not shown either")
+    assert json.loads(stream.getvalue())["message"] == "shown"

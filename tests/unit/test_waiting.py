@@ -28,11 +28,13 @@ class Crowd:
         with self.room.ticket(name[0]) as ticket:
             if await ticket.turn(10, self.room.wakes):
                 self.called.append(name)
+                ticket.served = True
 
     async def wake(self, free: int) -> list[str]:
         """The names called by so many free slots."""
         before = len(self.called)
-        self.room.wake(free)
+        for _ in range(free):
+            self.room.wake()
         for _ in range(5):
             await asyncio.sleep(0)
         return self.called[before:]
@@ -77,7 +79,7 @@ async def test_a_free_slot_is_not_missed() -> None:
     """A slot that frees between a vain try and standing in line is noticed."""
     room = WaitingRoom("t", 2)
     seen = room.wakes
-    room.wake(1)
+    room.wake()
     with room.ticket("a") as ticket:
         assert await ticket.turn(0.01, seen)
 
@@ -93,6 +95,7 @@ async def test_called_in_vain_stands_in_front() -> None:
             assert await ticket.turn(10, room.wakes)
             assert await ticket.turn(10, room.wakes)
             order.append("unlucky")
+            ticket.served = True
 
     crowd.tasks.append(asyncio.create_task(unlucky()))
     await asyncio.sleep(0)
@@ -112,3 +115,47 @@ async def test_leaving_frees_the_place() -> None:
     await asyncio.gather(crowd.tasks[0], return_exceptions=True)
     assert await crowd.wake(1) == ["a2"]
     assert len(crowd.room) == 0
+
+
+async def test_looking_around_does_not_cost_the_place() -> None:
+    """A request that looks whether it still makes sense to wait stands where it stood."""
+    room = WaitingRoom("t", 5)
+    crowd = Crowd(room)
+    with room.ticket("a") as ticket:
+        assert not await ticket.turn(0.01, room.wakes)
+        await crowd.comes("a1")
+        assert not await ticket.turn(0.01, -1)
+        assert await crowd.wake(1) == []
+        assert await ticket.turn(10, -1), "it was called while it looked around"
+        ticket.served = True
+    assert await crowd.wake(1) == ["a1"]
+    await crowd.leave()
+
+
+async def test_an_unused_call_is_passed_on() -> None:
+    """A request that leaves after it was called, and before it has a slot, gives the slot to the next."""
+    room = WaitingRoom("t", 5)
+    crowd = Crowd(room)
+    with room.ticket("a") as ticket:
+        assert not await ticket.turn(0.01, room.wakes)
+        await crowd.comes("a1", "a2")
+        assert await crowd.wake(1) == []
+    await asyncio.gather(crowd.tasks[0])
+    assert crowd.called == ["a1"]
+    await crowd.leave()
+
+
+async def test_a_worker_that_is_not_full_serves_the_whole_line() -> None:
+    """Whoever gets a slot on such a word calls the next one, until one is called in vain."""
+    room = WaitingRoom("t", 5)
+    crowd = Crowd(room)
+    await crowd.comes("a1", "a2")
+    with room.ticket("a") as unlucky:
+        assert not await unlucky.turn(0.01, room.wakes)
+        await crowd.comes("a3")
+        room.wake(each_the_next=True)
+        assert await unlucky.turn(10, room.wakes)
+        assert crowd.called == ["a1", "a2"]
+        assert not await unlucky.turn(0.01, room.wakes), "in vain"
+        assert crowd.called == ["a1", "a2"]
+    await crowd.leave()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MODE_VARIABLE: Final = "TIERFALL_LOG"
 """``human`` or ``json`` settles the form; anything else leaves it to whether stderr is a terminal."""
+LEVEL_VARIABLE: Final = "TIERFALL_LOG_LEVEL"
+"""The least level that is shown of Tierfall's own loggers, in any case; other words count for nothing."""
 
 _PLAIN: Final = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/@+,;()[]<>~%*!?"
@@ -37,20 +39,23 @@ def configure(
     Args:
         name: The process's name, a member of each JSON line: ``ingress``, ``worker-cloud``.
         level: The least level that is shown, by its :mod:`logging` name, in any case.
-        environ: Where ``TIERFALL_LOG`` is looked up; the process's own when left out.
+        environ: Where the two variables are looked up; the process's own when left out.
         stream: Where the lines go; stderr when left out.
 
     Raises:
         ValueError: ``level`` is no level of :mod:`logging`.
     """
     target = sys.stderr if stream is None else stream
-    mode = (os.environ if environ is None else environ).get(MODE_VARIABLE, "")
+    known = os.environ if environ is None else environ
+    mode = known.get(MODE_VARIABLE, "")
     human = mode == "human" or (mode != "json" and target.isatty())
     handler = logging.StreamHandler(target)
     handler.setFormatter(HumanFormatter() if human else JsonFormatter(name))
     root = logging.getLogger()
     root.setLevel(level.upper())
     root.handlers[:] = [handler]
+    own = logging.getLevelNamesMapping().get(known.get(LEVEL_VARIABLE, "").upper(), logging.NOTSET)
+    logging.getLogger("tierfall").setLevel(own)
 
 
 class HumanFormatter(logging.Formatter):

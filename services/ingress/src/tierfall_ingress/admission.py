@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 ACCEPT_S: Final = 2.0
 """How long a worker may take to say that it holds a request."""
-STRAGGLER_TRIES: Final = 4
-"""How often a request that reached a worker just as it filled up is sent again at once."""
+STRAGGLER_TRIES: Final = 16
+"""How often a request that reached a worker just as it filled up is sent again at once. Hardly more workers
+than that fill up in the same moment, and each has left its queue group by the time it says so."""
 LAST_TIER_PATIENCE_S: Final = 30.0
 """How long the last live tier may be full before the client is told to come back: there is nowhere to go."""
 LOOK_AGAIN_S: Final = 0.5
@@ -35,18 +36,19 @@ BUS_PATIENCE_S: Final = 2.0
 class Admission:
     """Admits one request's attempts, one after the other."""
 
-    def __init__(
-        self, services: Services, ask: Ask, client: str, *, request_id: str, traceparent: str, created: int
-    ) -> None:
+    def __init__(self, services: Services, ask: Ask, client: str, *, request_id: str, created: int) -> None:
         self._services = services
         self._ask = ask
         self._client = client
         self._request_id = request_id
-        self._traceparent = traceparent
         self._created = created
         self._attempts = 0
         self.resume: Resume | None = None
         """What the client has already, when an attempt is to go on with a broken stream."""
+        self.traceparent = ""
+        """The span of the attempt that is to be admitted."""
+        self.waited_s = 0.0
+        """Seconds for which the request stood in line, over all its attempts."""
 
     async def admit(self, rung: Rung, *, last: bool) -> Line:
         """A line that a worker of the rung's tier has accepted.
@@ -63,7 +65,7 @@ class Admission:
         """
         room = self._services.rooms[rung.tier]
         wakes = room.wakes
-        if not len(room):
+        if not room.has_line:
             line = await self._offer(rung)
             if line is not None:
                 return line
@@ -75,7 +77,12 @@ class Admission:
         )
         if not patience:
             raise TierBusy(f"every slot of tier {rung.tier!r} is taken")
-        return await self._wait(rung, patience, wakes)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            return await self._wait(rung, patience, wakes)
+        finally:
+            self.waited_s += loop.time() - began
 
     async def _wait(self, rung: Rung, patience_s: float, wakes: int) -> Line:
         loop = asyncio.get_running_loop()
@@ -87,6 +94,7 @@ class Admission:
                     wakes = room.wakes
                     line = await self._offer(rung)
                     if line is not None:
+                        ticket.served = True
                         return line
                 await self._check_alive(rung.tier)
         raise TierBusy(
@@ -125,7 +133,7 @@ class Admission:
             signs_every_s=min(SIGNS_EVERY_S, rung.model.deadlines.idle / 4),
             window=WINDOW_BYTES,
             body_size=len(ask.body),
-            traceparent=self._traceparent,
+            traceparent=self.traceparent,
             resume=self.resume,
         )
         return self._services.switchboard.open(rung.tier, envelope, ask.body)

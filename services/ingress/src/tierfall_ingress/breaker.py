@@ -47,7 +47,6 @@ class Breaker:
         """An attempt had output."""
         self._misses = 0
         self._pause_s = FIRST_PAUSE_S
-        self._probing = False
 
     def failed(self, error: TierfallError, now: float) -> None:
         """An attempt ended without output; what is no fault of the backend is not counted."""
@@ -56,8 +55,7 @@ class Breaker:
             if self.is_open:
                 self._probe_at = now + self._pause_s
                 self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-        self._probing = False
 
-    def given_up(self) -> None:
-        """An attempt ended for reasons of its client's: it says nothing of the tier."""
+    def probed(self) -> None:
+        """The one probe is over, however it ended: the next one may follow."""
         self._probing = False

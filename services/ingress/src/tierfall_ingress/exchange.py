@@ -24,6 +24,7 @@ from tierfall_ingress.ask import parse_ask
 from tierfall_ingress.body import read_body
 from tierfall_ingress.keys import ANYBODY
 from tierfall_ingress.ladder import Ladder
+from tierfall_ingress.tracing import begin_request, end_request
 from tierfall_ingress.transcript import Transcript, may_resume
 from tierfall_ingress.wire import JSON, error_body, error_headers, request_id, respond
 
@@ -83,6 +84,8 @@ class Exchange:
         self._committed = False
         self._read_whole = False
         self.id = request_id(_text(self._headers.get(b"x-request-id")))
+        traceparent = _text(self._headers.get(b"traceparent")) or ""
+        self._span = begin_request(services.tracer, scope, traceparent)
 
     async def run(self) -> None:
         """Reads, climbs, answers; every way out is counted and logged once."""
@@ -131,10 +134,7 @@ class Exchange:
         if ask.model not in config.models:
             raise unknown_model(ask.model, config, self._caller)
         self._caller.check(ask.model)
-        traceparent = _text(self._headers.get(b"traceparent")) or ""
-        ladder = self._ladder = Ladder(
-            services, ask, self._caller, request_id=self.id, traceparent=traceparent
-        )
+        ladder = self._ladder = Ladder(services, ask, self._caller, request_id=self.id, span=self._span)
         return ask, ladder
 
     async def _watch(self) -> None:
@@ -206,8 +206,9 @@ class Exchange:
         took = self._loop.time() - self._began
         model = self._ask.model if self._ask is not None else ""
         known = model if model in self._services.config.models else "other"
-        answer = self._answer
-        self._services.meters.finished(known, status, took, answer)
+        answer, ladder = self._answer, self._ladder
+        ending = None if answer is None else answer.ending
+        self._services.meters.finished(known, status, took, answer, ending)
         fields = {
             "request_id": self.id,
             "model": known,
@@ -215,14 +216,32 @@ class Exchange:
             "status": status,
             "ms": round(took * 1000, 1),
         }
-        if self._ladder is not None:
-            fields["attempts"] = self._ladder.story.header
+        if self._span.trace_id:
+            fields["trace_id"] = self._span.trace_id
+        if ladder is not None:
+            fields["attempts"] = ladder.story.header
+            if ladder.waited_s:
+                fields["waited_ms"] = round(ladder.waited_s * 1000, 1)
         if answer is not None:
             fields["first_output_ms"] = round(answer.first_output_s * 1000, 1)
+            fields["tier"] = answer.tier
             fields["worker"] = answer.worker
+        if ending is not None:
+            fields["prompt_tokens"] = ending.prompt_tokens
+            fields["completion_tokens"] = ending.completion_tokens
         if failure is not None:
             fields["error"] = failure.slug
         _log.info("chat", extra={"fields": fields})
+        end_request(
+            self._span,
+            request_id=self.id,
+            model=known,
+            status=200 if self._committed else status,
+            failure=failure,
+            answer=answer,
+            attempts="" if ladder is None else ladder.story.header,
+            waited_s=0.0 if ladder is None else ladder.waited_s,
+        )
 
 
 def unknown_model(name: str, config: Config, caller: Caller) -> ModelNotFound:

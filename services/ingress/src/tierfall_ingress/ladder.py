@@ -11,19 +11,24 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from tierfall.errors import Benched, BudgetSpent, ClientGone, Escalate, TierfallError
+from tierfall.protocol.envelope import unpack_ending
+from tierfall.telemetry import NO_SPAN
 from tierfall_ingress.admission import Admission
 from tierfall_ingress.clocks import Clocks
 from tierfall_ingress.story import Story
+from tierfall_ingress.tracing import OK, UNTRACED, begin_attempt
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
     from tierfall.config import Model
-    from tierfall.protocol.envelope import Resume
+    from tierfall.protocol.envelope import Ending, Resume
+    from tierfall.telemetry import Span
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.keys import Caller
     from tierfall_ingress.line import Line
     from tierfall_ingress.services import Services
+    from tierfall_ingress.tracing import AttemptTrace
 
 MAX_RATE_LIMIT_WAITS: Final = 3
 """How often one rung waits out a 429; a provider that answers nothing else is left alone."""
@@ -65,6 +70,8 @@ class Answer:
     Attributes:
         model: The configured name of the model that answers.
         first_output_s: From the request's beginning to its first real output.
+        attempt_output_s: From a worker's acceptance to its first real output.
+        trace: The attempt's span, once there is output; ended with the answer.
     """
 
     def __init__(self, rung: Rung, line: Line, clocks: Clocks, first_output_s: float) -> None:
@@ -73,6 +80,8 @@ class Answer:
         self.worker = line.worker
         self.first_output_s = first_output_s
         self.line = line
+        self.attempt_output_s = 0.0
+        self.trace = UNTRACED
         self._clocks = clocks
 
     async def read(self) -> bytes:
@@ -91,6 +100,11 @@ class Answer:
                 raise line.error
             await line.changed()
 
+    @property
+    def ending(self) -> Ending | None:
+        """How it ended, once it is whole."""
+        return unpack_ending(self.line.ending) if self.line.ended else None
+
     async def read_whole(self) -> bytes:
         """All of it."""
         parts = []
@@ -101,7 +115,9 @@ class Answer:
     def close(self) -> None:
         """Must be called once: stops the clocks, and the backend if it is still at work."""
         self._clocks.stop()
-        self.line.fail(ClientGone("the client hung up"))
+        line = self.line
+        line.fail(ClientGone("the client hung up"))
+        self.trace.end(OK if line.error is None else line.error.slug)
 
 
 class Ladder:
@@ -111,12 +127,12 @@ class Ladder:
         services: The gateway's.
         ask: The request.
         caller: Whose it is.
-        request_id: For logs, spans and the answer's id.
-        traceparent: The caller's, passed on.
+        request_id: For logs and the answer's id.
+        span: The request's; each attempt has one below it.
     """
 
     def __init__(
-        self, services: Services, ask: Ask, caller: Caller, *, request_id: str, traceparent: str = ""
+        self, services: Services, ask: Ask, caller: Caller, *, request_id: str, span: Span = NO_SPAN
     ) -> None:
         self._services = services
         self._config = services.config
@@ -130,11 +146,11 @@ class Ladder:
             ask,
             caller.name,
             request_id=request_id,
-            traceparent=traceparent,
             created=int(time.time()),
         )
         self._giving_up: asyncio.Timeout | None = None
         self._gone = False
+        self._span = span
         self.story = Story()
 
     async def climb(self) -> tuple[Answer, bytes]:
@@ -166,8 +182,8 @@ class Ladder:
         self._note(broken.tier, self._loop.time() - self._began, error)
         self._services.meters.broke(broken.tier, error.slug)
         index = self._names.index(broken.model)
-        if error.escalate is not Escalate.RETRY and index + 1 < len(self._names):
-            index += 1  # silence is never retried on the same tier, nor is one that said no
+        if error.escalate is not Escalate.RETRY and self._can_move_on(index):
+            index += 1  # silence is never retried on the same tier while there is another
         return await self._within_budget(self._climb(index))
 
     async def _within_budget(self, work: Coroutine[Any, Any, tuple[Answer, bytes]]) -> tuple[Answer, bytes]:
@@ -213,49 +229,81 @@ class Ladder:
     async def _try_rung(self, rung: Rung, index: int) -> tuple[Answer, bytes]:
         while True:
             began = self._loop.time()
+            trace = self._begin_attempt(rung)
             try:
-                answered = await self._attempt(rung, index)
+                answered = await self._attempt(rung, index, trace)
             except TierfallError as error:
                 now = self._loop.time()
+                trace.end(error.slug)
                 self._note(rung.tier, now - began, error)
                 pause = rung.pause_before_retry(error, now)
                 if pause is None:
                     raise
                 await asyncio.sleep(pause)
+            except asyncio.CancelledError:
+                trace.end(ClientGone.slug if self._gone else BudgetSpent.slug)
+                raise
             else:
                 self._note(rung.tier, self._loop.time() - began, None)
                 return answered
 
-    async def _attempt(self, rung: Rung, index: int) -> tuple[Answer, bytes]:
+    def _begin_attempt(self, rung: Rung) -> AttemptTrace:
+        return begin_attempt(
+            self._span,
+            tier=rung.tier,
+            model=rung.name,
+            number=len(self.story.chapters) + 1,
+            resumes=self._admission.resume is not None,
+        )
+
+    async def _attempt(self, rung: Rung, index: int, trace: AttemptTrace) -> tuple[Answer, bytes]:
         breaker = self._services.breakers[rung.tier]
-        if breaker.is_open and self._can_move_on(index):
+        probe = breaker.is_open and self._can_move_on(index)
+        if probe:
             if not breaker.try_probe(self._loop.time()):
                 raise Benched(f"tier {rung.tier!r} has not answered lately")
             rung.retried = True  # a probe is one attempt
         try:
-            answered = await self._ask_tier(rung, index)
+            answered = await self._ask_tier(rung, index, trace)
         except TierfallError as error:
             breaker.failed(error, self._loop.time())
             raise
-        except BaseException:
-            breaker.given_up()
-            raise
+        finally:
+            if probe:
+                breaker.probed()
         breaker.answered()
         return answered
 
-    async def _ask_tier(self, rung: Rung, index: int) -> tuple[Answer, bytes]:
+    async def _ask_tier(self, rung: Rung, index: int, trace: AttemptTrace) -> tuple[Answer, bytes]:
+        self._admission.traceparent = trace.traceparent
         line = await self._admission.admit(rung, last=not self._can_move_on(index))
+        trace.accepted(line)
         if not rung.retried and not rung.waited:
             rung.since = self._loop.time()  # standing in line has its own limit
-        clocks = Clocks(line, rung.model.deadlines, rung.since, lambda: self._can_move_on(index))
+        clocks = Clocks(
+            line,
+            rung.model.deadlines,
+            rung.since,
+            lambda: self._can_move_on(index),
+            streaming=self._ask.streaming,
+        )
         answer = Answer(rung, line, clocks, 0.0)
         try:
             first = await (answer.read() if self._ask.streaming else answer.read_whole())
         except BaseException:
             answer.close()
             raise
-        answer.first_output_s = (line.first_output_at or self._loop.time()) - self._began
+        first_at = line.first_output_at or self._loop.time()
+        answer.first_output_s = first_at - self._began
+        answer.attempt_output_s = first_at - line.accepted_at
+        trace.answers(first_at, self._loop.time() if self._admission.resume is not None else None)
+        answer.trace = trace
         return answer, first
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds for which the request stood in line for a slot, over all tiers."""
+        return self._admission.waited_s
 
     def _can_move_on(self, index: int) -> bool:
         """Whether a later tier can be expected to answer."""

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from tierfall import logs
 from tierfall.bus import Bus, BusOptions
 from tierfall.config import Watcher, load
 from tierfall.errors import BusDown, ConfigError
+from tierfall.telemetry import tracer_from
 from tierfall_ingress.app import build_app
 from tierfall_ingress.connection import Connection
 from tierfall_ingress.meters import Meters
@@ -33,6 +35,10 @@ BUS_WAIT_S: Final = 30.0
 """How long the ingress waits for NATS at its start before it gives up and says so."""
 DRAIN_S: Final = 60
 """How long an ingress that was told to stop lets its requests finish."""
+FLUSH_S: Final = 3.0
+"""How long the last spans may take to reach their collector."""
+ACCEPT_TURNS: Final = 3
+"""Turns of the loop in which all that has been accepted reaches its protocol."""
 KEEP_ALIVE_S: Final = 75
 """Longer than common load balancers keep an idle connection, so that they close it and not we."""
 
@@ -65,7 +71,8 @@ async def serve(path: Path, config: Config) -> None:
             connect_timeout_s=BUS_WAIT_S,
         )
     )
-    services = Services(bus, config, Meters())
+    tracer = tracer_from(os.environ, "tierfall-ingress", f"{socket.gethostname()}:{config.server.port}")
+    services = Services(bus, config, Meters(), tracer)
     await services.start()
     server = Server(services)
     loop = asyncio.get_running_loop()
@@ -85,6 +92,7 @@ async def serve(path: Path, config: Config) -> None:
     finally:
         await services.close()
         await bus.close()
+        await asyncio.to_thread(tracer.close, FLUSH_S)
 
 
 class Server(uvicorn.Server):
@@ -117,10 +125,27 @@ class Server(uvicorn.Server):
         self._services.draining = True
         _log.info("stopping: %d requests in flight", self._services.switchboard.open_lines)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Takes in who has connected already, then nobody, then waits for the connections' ends.
+
+        Closing a listening socket resets the connections that the kernel has made and nobody has taken in.
+        One that is taken in as the socket closes would not hear of the end, and keep the process waiting.
+        """
+        await _turns(ACCEPT_TURNS)
+        for server in self.servers:
+            server.close()
+        await _turns(ACCEPT_TURNS)
+        await super().shutdown(sockets)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are :func:`serve`'s."""
         yield
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def _apply(services: Services, config: Config) -> None:

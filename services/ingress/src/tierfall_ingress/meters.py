@@ -1,93 +1,136 @@
-"""What the ingress counts. Label values are bounded: an unknown model is ``other``."""
+"""What the ingress counts. Label values are bounded: an unknown model is ``other``.
+
+The ``litellm_*`` names are those that dashboards made for a LiteLLM proxy read, with the labels that have a
+meaning here; keys, teams and users have none.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
+
+from tierfall.telemetry.metrics import SECONDS_BUCKETS, BusCollector, Labelled, new_registry
+from tierfall_ingress.standings import StandingsCollector
 
 if TYPE_CHECKING:
+    from tierfall.protocol.envelope import Ending
     from tierfall_ingress.ladder import Answer
+    from tierfall_ingress.services import Services
 
-SECONDS_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 FAILED_FROM: Final = 400
 
 
 class Meters:
-    """The metrics of one ingress process, in a registry of their own.
-
-    The ``litellm_*`` names are those that dashboards made for a LiteLLM proxy read.
-    """
+    """The metrics of one ingress process, in a registry of their own."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "tierfall_requests",
-            "Chat requests, by model and HTTP status.",
-            ["model", "status"],
-            registry=registry,
+        self.registry = new_registry("ingress")
+        self.in_flight = Gauge("tierfall_in_flight", "Chat requests under way.", registry=self.registry)
+        self._requests = self._counter(
+            "tierfall_requests", "Chat requests, by model asked for and HTTP status.", "model", "status"
         )
-        self._seconds = Histogram(
-            "tierfall_request_seconds",
-            "Chat requests, from first byte in to last byte out.",
-            ["model"],
-            buckets=SECONDS_BUCKETS,
-            registry=registry,
+        self._seconds = self._histogram(
+            "tierfall_request_seconds", "Chat requests, from first byte in to last byte out.", "model"
         )
-        self._first_output = Histogram(
+        self._first_output = self._histogram(
             "tierfall_first_output_seconds",
             "From a request's first byte to its answer's first real output, by the tier that answered.",
-            ["tier"],
-            buckets=SECONDS_BUCKETS,
-            registry=registry,
+            "tier",
         )
-        self._attempts = Counter(
-            "tierfall_attempts", "Attempts, by tier and outcome.", ["tier", "outcome"], registry=registry
+        self._attempts = self._counter(
+            "tierfall_attempts", "Attempts, by tier and outcome.", "tier", "outcome"
         )
-        self._escalations = Counter(
+        self._escalations = self._counter(
             "tierfall_escalations",
             "Requests that went to a later tier, by the tier left and why.",
-            ["tier", "reason"],
-            registry=registry,
+            "tier",
+            "reason",
         )
-        self._broken = Counter(
+        self._broken = self._counter(
             "tierfall_broken_streams",
             "Streams that broke after their first output and were to be resumed, by tier and why.",
-            ["tier", "reason"],
-            registry=registry,
+            "tier",
+            "reason",
         )
-        self.in_flight = Gauge("tierfall_in_flight", "Chat requests under way.", registry=registry)
-        self._litellm_requests = Counter(
+        self._tokens = self._counter(
+            "tierfall_tokens",
+            "Tokens as the backends count them, by the model that answered.",
+            "model",
+            "kind",
+        )
+        self._add_litellm()
+
+    def _add_litellm(self) -> None:
+        self._litellm_requests = self._counter(
             "litellm_proxy_total_requests_metric",
             "As in a LiteLLM proxy: all requests.",
-            ["requested_model"],
-            registry=registry,
+            "requested_model",
         )
-        self._litellm_failed = Counter(
+        self._litellm_failed = self._counter(
             "litellm_proxy_failed_requests_metric",
             "As in a LiteLLM proxy: failed requests.",
-            ["requested_model"],
-            registry=registry,
+            "requested_model",
         )
+        self._litellm_latency = self._histogram(
+            "litellm_request_total_latency_metric",
+            "As in a LiteLLM proxy: seconds that answered requests took.",
+            "requested_model",
+            "model",
+        )
+        self._litellm_first_token = self._histogram(
+            "litellm_llm_api_time_to_first_token_metric",
+            "As in a LiteLLM proxy: seconds from asking the backend that answered to its first output.",
+            "requested_model",
+            "model",
+        )
+
+    def watch(self, services: Services) -> None:
+        """Adds what is read from the bus, the roster and the waiting rooms when somebody asks."""
+        self.registry.register(BusCollector(services.bus))
+        self.registry.register(StandingsCollector(services))
 
     def attempted(self, tier: str, outcome: str) -> None:
         """An attempt ended: ``ok`` or an error's slug."""
-        self._attempts.labels(tier, outcome).inc()
+        self._attempts(tier, outcome).inc()
 
     def escalated(self, tier: str, reason: str) -> None:
         """A request left ``tier`` for a later one."""
-        self._escalations.labels(tier, reason).inc()
+        self._escalations(tier, reason).inc()
 
     def broke(self, tier: str, reason: str) -> None:
         """A stream broke after its first output, and another attempt is to go on with it."""
-        self._broken.labels(tier, reason).inc()
+        self._broken(tier, reason).inc()
 
-    def finished(self, model: str, status: int, took_s: float, answer: Answer | None) -> None:
-        """A request is over."""
-        self._requests.labels(model, status).inc()
-        self._seconds.labels(model).observe(took_s)
-        self._litellm_requests.labels(model).inc()
+    def finished(
+        self, model: str, status: int, took_s: float, answer: Answer | None, ending: Ending | None
+    ) -> None:
+        """A request is over.
+
+        Args:
+            model: What was asked for; ``other`` for what is not configured.
+            status: The HTTP status, or the one that an error would have had that came after the first byte.
+            took_s: Seconds from its first byte to its answer's last.
+            answer: Whose it was, if anybody's.
+            ending: What its worker said at its end, if it came to one.
+        """
+        self._requests(model, str(status)).inc()
+        self._seconds(model).observe(took_s)
+        self._litellm_requests(model).inc()
         if status >= FAILED_FROM:
-            self._litellm_failed.labels(model).inc()
-        if answer is not None:
-            self._first_output.labels(answer.tier).observe(answer.first_output_s)
+            self._litellm_failed(model).inc()
+        if answer is None:
+            return
+        self._first_output(answer.tier).observe(answer.first_output_s)
+        if status < FAILED_FROM:
+            self._litellm_latency(model, answer.model).observe(took_s)
+            self._litellm_first_token(model, answer.model).observe(answer.attempt_output_s)
+        if ending is not None:
+            self._tokens(answer.model, "prompt").inc(ending.prompt_tokens)
+            self._tokens(answer.model, "completion").inc(ending.completion_tokens)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Labelled[Counter]:
+        return Labelled(Counter(name, text, labels, registry=self.registry))
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Labelled[Histogram]:
+        return Labelled(Histogram(name, text, labels, buckets=SECONDS_BUCKETS, registry=self.registry))

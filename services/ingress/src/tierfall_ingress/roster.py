@@ -36,12 +36,14 @@ class Roster:
 
     Args:
         bus: Where the beats come from.
-        on_free: Called with a tier's name and a number of free slots, whenever a worker says it has some.
+        on_slot: Called with a tier's name when one of its slots has become free.
+        on_idle: Called with a tier's name each time that one of its workers says that it is not full.
     """
 
-    def __init__(self, bus: Bus, on_free: Callable[[str, int], None]) -> None:
+    def __init__(self, bus: Bus, on_slot: Callable[[str], None], on_idle: Callable[[str], None]) -> None:
         self._bus = bus
-        self._on_free = on_free
+        self._on_free_slot = on_slot
+        self._on_idle = on_idle
         self._loop = asyncio.get_running_loop()
         self._beats: dict[str, dict[str, tuple[Beat, float]]] = {}
         self._subscriptions: list[Subscription] = []
@@ -125,7 +127,7 @@ class Roster:
             return
         workers[beat.worker] = (beat, self._loop.time())
         if beat.backend == "up" and not beat.draining and beat.in_flight < beat.slots:
-            self._on_free(beat.tier, beat.slots - beat.in_flight)
+            self._on_idle(beat.tier)
 
     def _on_slot(self, message: Message) -> None:
-        self._on_free(message.subject.rpartition(".")[2], 1)
+        self._on_free_slot(message.subject.rpartition(".")[2])

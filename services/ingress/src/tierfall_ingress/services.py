@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import BusDown
+from tierfall.telemetry import OFF
 from tierfall_ingress.breaker import Breaker
 from tierfall_ingress.keys import KeyRing
 from tierfall_ingress.roster import Roster
@@ -16,6 +17,7 @@ from tierfall_ingress.waiting import WaitingRoom
 if TYPE_CHECKING:
     from tierfall.bus import Bus
     from tierfall.config import Config
+    from tierfall.telemetry import Tracer
     from tierfall_ingress.meters import Meters
 
 
@@ -29,10 +31,11 @@ class Services:
     A request takes ``config`` and ``keys`` once, at its beginning: a reload changes the next request.
     """
 
-    def __init__(self, bus: Bus, config: Config, meters: Meters) -> None:
+    def __init__(self, bus: Bus, config: Config, meters: Meters, tracer: Tracer = OFF) -> None:
         self.bus = bus
         self.meters = meters
-        self.roster = Roster(bus, self._on_free)
+        self.tracer = tracer
+        self.roster = Roster(bus, self._on_slot, self._on_idle)
         self.switchboard = Switchboard(bus, self.roster.drop)
         self.rooms: dict[str, WaitingRoom] = {}
         self.breakers: dict[str, Breaker] = {}
@@ -45,6 +48,7 @@ class Services:
             self._bus_up.set()
         bus.on_state(self._on_bus_state)
         self.apply(config)
+        meters.watch(self)
 
     async def start(self) -> None:
         """Subscribes to replies and beats."""
@@ -108,7 +112,12 @@ class Services:
         else:
             self._bus_up.clear()
 
-    def _on_free(self, tier: str, free: int) -> None:
+    def _on_slot(self, tier: str) -> None:
         room = self.rooms.get(tier)
         if room is not None:
-            room.wake(free)
+            room.wake()
+
+    def _on_idle(self, tier: str) -> None:
+        room = self.rooms.get(tier)
+        if room is not None:
+            room.wake(each_the_next=True)

@@ -1,7 +1,8 @@
 """The waiting room: requests that stand in line for a slot of a full tier.
 
 One line per client key, served in turn, so that one client's burst does not shut out the others; within a
-key first come, first served. Nobody polls: a worker that frees a slot says so, and that wakes one request.
+key first come, first served. Nobody polls: a worker that was full says of each slot when it is free, and that
+wakes one request.
 """
 
 from __future__ import annotations
@@ -20,49 +21,62 @@ RETRY_AFTER_S: Final = 2.0
 
 
 class Ticket:
-    """One request's place in line."""
+    """One request's place in line, which it keeps until it is called."""
 
-    __slots__ = ("_room", "_turn", "called", "key")
+    __slots__ = ("_called", "_calls_the_next", "_room", "_standing", "_turn", "key", "served", "tried")
 
     def __init__(self, room: WaitingRoom, key: str) -> None:
         self._room = room
         self._turn: asyncio.Future[None] | None = None
+        self._standing = False
+        self._called = False
+        self._calls_the_next = False
         self.key = key
-        self.called = False
+        self.tried = False
+        """Whether it has been called before: in vain, if it stands in line again."""
+        self.served = False
+        """Set by its owner once it has a slot."""
 
     async def turn(self, timeout_s: float, since: int) -> bool:
         """Waits until a slot may be free for this request; called in vain, it stands in front next time.
 
         Args:
-            timeout_s: How long to wait.
+            timeout_s: How long to wait; a request that comes back later finds its place as it was.
             since: The room's ``wakes`` before the try that found the tier full: a slot that was announced
-                meanwhile is worth another try at once.
+                between that and the request's standing in line is worth another try at once.
 
         Returns:
             Whether it is this request's turn; False when ``timeout_s`` went by.
         """
-        if self._room.wakes != since:
-            return True
-        self._turn = asyncio.get_running_loop().create_future()
-        self._room.stand(self)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._turn
-        except TimeoutError:
-            return False
-        else:
-            return True
-        finally:
-            self._room.leave(self)
-            self._turn = None
+        if not self._standing and not self._called:
+            if self._room.wakes != since:
+                return True
+            self._standing = True
+            self._room.stand(self)
+        if not self._called:
+            self._turn = asyncio.get_running_loop().create_future()
+            try:
+                await asyncio.wait([self._turn], timeout=timeout_s)
+            finally:
+                self._turn = None
+        called, self._called = self._called, False
+        return called
 
-    def call(self) -> bool:
-        """Wakes the request; False if it does not wait."""
-        if self._turn is None or self._turn.done():
-            return False
-        self.called = True
-        self._turn.set_result(None)
-        return True
+    def call(self, *, calls_the_next: bool) -> None:
+        """It is this request's turn; the room has taken it out of its line."""
+        self._standing = False
+        self._called = self.tried = True
+        self._calls_the_next = calls_the_next
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
+
+    def leave(self) -> None:
+        """The request waits no longer; a call that it made no use of is the next one's."""
+        if self._standing:
+            self._standing = False
+            self._room.remove(self)
+        if self._calls_the_next or (self.tried and not self.served):
+            self._room.wake(each_the_next=self._calls_the_next)
 
 
 class WaitingRoom:
@@ -87,6 +101,11 @@ class WaitingRoom:
         return self._size
 
     @property
+    def has_line(self) -> bool:
+        """Whether somebody stands in line now, so that a newcomer has to stand behind."""
+        return bool(self._lines)
+
+    @property
     def retry_after_s(self) -> float:
         """What a request that was turned away is told to wait."""
         return RETRY_AFTER_S
@@ -103,36 +122,44 @@ class WaitingRoom:
                 f"{self._size} requests wait for tier {self.tier!r} already", retry_after=self.retry_after_s
             )
         self._size += 1
+        ticket = Ticket(self, key)
         try:
-            yield Ticket(self, key)
+            yield ticket
         finally:
             self._size -= 1
+            ticket.leave()
 
-    def wake(self, free: int) -> None:
-        """Calls as many requests as there are free slots, one key after the other."""
+    def wake(self, *, each_the_next: bool = False) -> None:
+        """Calls one request, of the key whose turn it is.
+
+        Args:
+            each_the_next: Whether it calls the next one in turn when it has a slot. For a worker's word that
+                it is not full, whatever the number: had an announcement of a slot been lost, all who wait
+                would stand in front of slots that nobody tells them of.
+        """
         self.wakes += 1
-        while free > 0 and self._lines:
-            key, line = next(iter(self._lines.items()))
-            ticket = line.popleft()
-            if line:
-                self._lines.move_to_end(key)
-            else:
-                del self._lines[key]
-            free -= ticket.call()
+        if not self._lines:
+            return
+        key, line = next(iter(self._lines.items()))
+        ticket = line.popleft()
+        if line:
+            self._lines.move_to_end(key)
+        else:
+            del self._lines[key]
+        ticket.call(calls_the_next=each_the_next)
 
     def stand(self, ticket: Ticket) -> None:
         """Puts a ticket at its place: behind its key's others, or in front if it was called in vain."""
         line = self._lines.setdefault(ticket.key, deque())
-        if ticket.called:
+        if ticket.tried:
             line.appendleft(ticket)
             self._lines.move_to_end(ticket.key, last=False)
         else:
             line.append(ticket)
 
-    def leave(self, ticket: Ticket) -> None:
+    def remove(self, ticket: Ticket) -> None:
         """Takes a ticket out, wherever it stands."""
-        line = self._lines.get(ticket.key)
-        if line is not None and ticket in line:
-            line.remove(ticket)
-            if not line:
-                del self._lines[ticket.key]
+        line = self._lines[ticket.key]
+        line.remove(ticket)
+        if not line:
+            del self._lines[ticket.key]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from tierfall.protocol.frames import FrameError
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""What may be added to a counter: a backend that counts a negative number of tokens has not counted."""
 _LENGTH: Final = struct.Struct("!I")
 
 
@@ -59,13 +61,14 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an answer ended, for metrics and logs; ``usage`` in OpenAI's terms."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
     finish_reasons: tuple[str, ...] = ()
 
 
 _encoder: Final = msgspec.json.Encoder()
 _envelope: Final = msgspec.json.Decoder(Envelope)
+_ending: Final = msgspec.json.Decoder(Ending)
 
 
 def pack(envelope: Envelope, body: bytes) -> bytes:
@@ -89,3 +92,11 @@ def unpack(message: bytes) -> tuple[Envelope, bytes]:
         return _envelope.decode(memoryview(message)[_LENGTH.size : start]), message[start:]
     except msgspec.DecodeError as error:
         raise FrameError(f"no envelope: {error}") from None
+
+
+def unpack_ending(payload: bytes) -> Ending:
+    """The payload of an END frame; one that cannot be read says nothing."""
+    try:
+        return _ending.decode(payload)
+    except msgspec.DecodeError:
+        return Ending()

@@ -23,8 +23,17 @@ def chat(tier: str) -> str:
 
 
 def control(worker: str) -> str:
-    """Leases, credits, cancels and further body parts, from the ingress to one worker process."""
-    return f"{PREFIX}.ctl.{worker}"
+    """Leases, credits, cancels and further body parts, from the ingress to one worker process.
+
+    A worker's id begins with its kind, which is a token of its own here: permissions are written by token, so
+    a kind of worker can be kept from the body parts of the others.
+    """
+    return f"{PREFIX}.ctl.{worker.partition('-')[0]}.{worker}"
+
+
+def control_of_kind(kind: str) -> str:
+    """Every :func:`control` of one kind of worker."""
+    return f"{PREFIX}.ctl.{kind}.*"
 
 
 def presence(tier: str, worker: str) -> str:

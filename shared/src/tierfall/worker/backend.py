@@ -58,6 +58,11 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """
     traceparent: str = ""
 
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        """What the HTTP request to the backend carries, so that the backend's own spans join the trace."""
+        return {"traceparent": self.traceparent} if self.traceparent else {}
+
 
 class Prefill(enum.Enum):
     """Whether a backend goes on from a beginning of its answer that the prompt holds."""

@@ -19,9 +19,10 @@ from tierfall.errors import (
     TierfallError,
     UnsupportedByTier,
 )
-from tierfall.protocol.envelope import Ending
+from tierfall.protocol.envelope import Count, Ending
 from tierfall.worker.backend import Ask, Prefill, Progress
 from tierfall.worker.sink import EventSink, ResumedSink, WholeSink
+from tierfall.worker.tracing import CANCELLED, NO_TRACE, OK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tierfall.worker.backend import Backend
     from tierfall.worker.reply import Reply
     from tierfall.worker.sink import Sink
+    from tierfall.worker.tracing import JobTrace
 
 TAIL_S: Final = 2.0
 """How long a backend may take, after the last ``finish_reason``, to send usage and close."""
@@ -41,8 +43,8 @@ _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
 
 
 class Job:
@@ -52,9 +54,18 @@ class Job:
         reply: Its way back to the ingress.
         leased_at: Loop time when the ingress last said that it still wants the answer.
         failure: What the backend failed with, once it has.
+        ending: How the answer ended, once it is whole.
+        first_output_s: Seconds from asking the backend to its first real output, once it is there.
     """
 
-    def __init__(self, envelope: Envelope, first_part: bytes, reply: Reply, backend: Backend) -> None:
+    def __init__(
+        self,
+        envelope: Envelope,
+        first_part: bytes,
+        reply: Reply,
+        backend: Backend,
+        trace: JobTrace = NO_TRACE,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._envelope = envelope
         self._backend = backend
@@ -65,6 +76,10 @@ class Job:
         self.reply = reply
         self.leased_at = self._loop.time()
         self.failure: TierfallError | None = None
+        self.ending: Ending | None = None
+        self.first_output_s: float | None = None
+        self._trace = trace
+        self._cancelled_because = ""
         self._check_body()
 
     @property
@@ -77,8 +92,29 @@ class Job:
         self._task = asyncio.create_task(self._run(), name=f"job {self._envelope.request_id}")
         return self._task
 
-    def cancel(self) -> None:
-        """Stops the backend's work: nobody waits for it any longer."""
+    @property
+    def outcome(self) -> str:
+        """``ok``, the slug of the error that ended it, or ``cancelled``."""
+        if self.ending is not None:
+            return OK
+        return CANCELLED if self.failure is None else self.failure.slug
+
+    def close(self) -> None:
+        """The task has ended: ends its span, too, and logs it."""
+        envelope = self._envelope
+        why = self._cancelled_because
+        self._trace.end(self.outcome, answer_id=envelope.answer_id, ending=self.ending, why=why)
+        if _log.isEnabledFor(logging.DEBUG):
+            fields = {"request_id": envelope.request_id, "model": envelope.model, "outcome": self.outcome}
+            if self._trace.trace_id:
+                fields["trace_id"] = self._trace.trace_id
+            if why:
+                fields["why"] = why
+            _log.debug("chat", extra={"fields": fields})
+
+    def cancel(self, why: str = "") -> None:
+        """Stops the backend's work: nobody waits for it any longer; ``why`` is the ingress's word."""
+        self._cancelled_because = why
         self.reply.drop()
         if self._task is not None:
             self._task.cancel()
@@ -109,10 +145,12 @@ class Job:
             # Whoever cancelled has said what the ingress is to hear, if anything.
             raise
         except RecursionError:  # the ingress's parser, in a shallower stack, let it just pass
-            self.reply.fail(InvalidRequest("the body is nested too deeply"))
+            self.failure = InvalidRequest("the body is nested too deeply")
+            self.reply.fail(self.failure)
         except Exception:  # noqa: BLE001 - one request's defect ends that request, with a traceback
             _log.exception("request %s: the worker itself failed", self._envelope.request_id)
-            self.reply.fail(BackendFault("the worker failed on this request; its log has the cause"))
+            self.failure = BackendFault("the worker failed on this request; its log has the cause")
+            self.reply.fail(self.failure)
 
     def _ask(self) -> Ask:
         try:
@@ -173,6 +211,18 @@ class Job:
         )
 
     async def _play(self, ask: Ask, chunks: ChunkStream, sink: Sink) -> None:
+        asked_at = self._loop.time()
+        try:
+            await self._pass_on(self._trace.ask(ask), chunks, sink, asked_at)
+        except BaseException as error:
+            self._trace.answered(error)
+            raise
+        self._trace.answered(None)
+        sink.close()
+        self.ending = _ending(chunks)
+        self.reply.end(self.ending)
+
+    async def _pass_on(self, ask: Ask, chunks: ChunkStream, sink: Sink, asked_at: float) -> None:
         # A backend's chat is an async generator function; closing it is what closes its connection.
         items = cast("AsyncGenerator[bytes | Progress, None]", self._backend.chat(ask))
         tail_s = min(TAIL_S, 2 * self._envelope.signs_every_s)  # within the ingress's idle clock
@@ -182,13 +232,14 @@ class Job:
                     self.reply.progress(item.doing)
                     continue
                 chunk = chunks.feed(item)
+                if self.first_output_s is None and chunks.started:
+                    self.first_output_s = self._loop.time() - asked_at
+                    self._trace.first_output(item, self.first_output_s)
                 if chunk:
                     sink.feed(chunk)
                     await self.reply.room()
         if not chunks.complete:
             raise _incomplete(chunks)
-        sink.close()
-        self.reply.end(_ending(chunks))
 
 
 def _shorten(ask: Ask, tokens: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -17,14 +18,19 @@ from tierfall import logs
 from tierfall.bus import Bus, BusOptions
 from tierfall.config import Watcher, load
 from tierfall.errors import BusDown, ConfigError
-from tierfall.worker.process import WorkerProcess
+from tierfall.telemetry import tracer_from
+from tierfall.worker.process import WorkerProcess, worker_id
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tierfall.config import Config
     from tierfall.worker.process import Build
 
 BUS_WAIT_S: Final = 30.0
 """How long a worker waits for NATS at its start before it gives up and says so."""
+FLUSH_S: Final = 3.0
+"""How long the last spans may take to reach their collector."""
 
 _log: Final = logging.getLogger("tierfall.worker")
 
@@ -41,7 +47,7 @@ def run_worker(kind: str, build: Build) -> None:
     try:
         config = load(arguments.config, os.environ, for_worker=True)
         only = _only(kind, arguments.tier, config)
-        uvloop.run(_serve(kind, build, arguments.config, config, only))
+        uvloop.run(_serve(kind, build, arguments, config, only))
     except (ConfigError, BusDown) as error:
         sys.exit(f"tierfall-worker-{kind}: {error.message}")
 
@@ -60,6 +66,9 @@ def _parse(kind: str) -> argparse.Namespace:
         metavar="NAME",
         help=f"serve only this {kind} tier; may be repeated",
     )
+    parser.add_argument(
+        "--http", metavar="HOST:PORT", help="serve /metrics and /health/* there; nowhere when left out"
+    )
     return parser.parse_args()
 
 
@@ -75,7 +84,11 @@ def _only(kind: str, names: list[str], config: Config) -> frozenset[str]:
     return frozenset(names)
 
 
-async def _serve(kind: str, build: Build, path: Path, config: Config, only: frozenset[str]) -> None:
+async def _serve(
+    kind: str, build: Build, arguments: argparse.Namespace, config: Config, only: frozenset[str]
+) -> None:
+    name = worker_id(kind)
+    tracer = tracer_from(os.environ, f"tierfall-worker-{kind}", name)
     bus = await Bus.connect(
         BusOptions(
             servers=config.nats.address,
@@ -85,10 +98,26 @@ async def _serve(kind: str, build: Build, path: Path, config: Config, only: froz
             connect_timeout_s=BUS_WAIT_S,
         )
     )
+    process = WorkerProcess(kind, build, bus, only, tracer=tracer, name=name)
     try:
-        await _serve_on(bus, WorkerProcess(kind, build, bus, only), path, config)
+        async with _http(process, arguments.http):
+            await _serve_on(bus, process, arguments.config, config)
     finally:
         await bus.close()
+        await asyncio.to_thread(tracer.close, FLUSH_S)
+
+
+@contextlib.asynccontextmanager
+async def _http(process: WorkerProcess, address: str | None) -> AsyncIterator[None]:
+    """Metrics and probes, if they are wanted."""
+    if address is None:
+        yield
+        return
+    from tierfall.worker.http import WorkerHttp  # noqa: PLC0415 - an HTTP server that nobody asked for costs memory
+
+    async with WorkerHttp(process, address) as http:
+        _log.info("metrics and health on %s", http.url)
+        yield
 
 
 async def _serve_on(bus: Bus, process: WorkerProcess, path: Path, config: Config) -> None:

@@ -14,6 +14,8 @@ from tierfall.errors import BackendFault
 from tierfall.protocol import subjects
 from tierfall.protocol.failure import pack_failure
 from tierfall.protocol.frames import FrameError, Kind, decode, encode
+from tierfall.telemetry import OFF
+from tierfall.worker.meters import Meters
 from tierfall.worker.reply import Outbox
 from tierfall.worker.station import Station
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from tierfall.bus import Bus, Message, Subscription
     from tierfall.config import Config, Tier
     from tierfall.protocol.frames import Frame
+    from tierfall.telemetry import Tracer
     from tierfall.worker.backend import Backend
     from tierfall.worker.job import Job
 
@@ -51,10 +54,26 @@ class WorkerProcess:
         build: Makes the backend of one tier.
         bus: Connected; the caller closes it.
         only: Names of tiers to serve; all of the kind when empty.
+        tracer: What records the spans of its requests.
+        name: Its id, drawn anew when left out.
     """
 
-    def __init__(self, kind: str, build: Build, bus: Bus, only: frozenset[str] = frozenset()) -> None:
-        self.id = worker_id(kind)
+    def __init__(
+        self,
+        kind: str,
+        build: Build,
+        bus: Bus,
+        only: frozenset[str] = frozenset(),
+        *,
+        tracer: Tracer = OFF,
+        name: str = "",
+    ) -> None:
+        self.id = name or worker_id(kind)
+        self.meters = Meters(
+            kind, bus, lambda: {name: station for name, (_, station) in self._stations.items()}
+        )
+        self._tracer = tracer
+        self._ready = False
         self._kind = kind
         self._build = build
         self._bus = bus
@@ -80,6 +99,7 @@ class WorkerProcess:
             metadata={"worker": self.id, "tiers": ",".join(self._stations)},
             stats=self._stats,
         )
+        self._ready = True
 
     async def apply(self, config: Config) -> None:
         """Makes the stations those of this config; a changed tier's old station drains in the background."""
@@ -95,6 +115,7 @@ class WorkerProcess:
 
     async def drain(self, timeout_s: float = DRAIN_S) -> None:
         """Leaves every queue group, lets the requests in flight finish, and stops."""
+        self._ready = False
         async with self._applying:
             stations = [station for _, station in self._stations.values()]
             self._stations.clear()
@@ -106,6 +127,16 @@ class WorkerProcess:
             await self._control.close()
         if self._sweeping is not None:
             self._sweeping.cancel()
+
+    def unready_because(self) -> str | None:
+        """Why it takes no requests; None when it does, as far as its backends are up."""
+        if not self._ready:
+            return "the worker is starting or draining"
+        return None if self._bus.connected else "no connection to NATS"
+
+    def backends(self) -> dict[str, str]:
+        """Each tier's backend: ``up``, ``loading`` or ``down``."""
+        return {name: station.health.state for name, (_, station) in self._stations.items()}
 
     def _wanted(self, config: Config) -> dict[str, tuple[Tier, frozenset[str]]]:
         """The tiers to serve, each with all that its backend is built from."""
@@ -122,7 +153,15 @@ class WorkerProcess:
         tier = recipe[0]
         backend = self._build(name, tier, config)
         station = Station(
-            name, tier, backend, worker=self.id, bus=self._bus, outbox=self._outbox, jobs=self._jobs
+            name,
+            tier,
+            backend,
+            worker=self.id,
+            bus=self._bus,
+            outbox=self._outbox,
+            jobs=self._jobs,
+            meters=self.meters,
+            tracer=self._tracer,
         )
         self._stations[name] = (recipe, station)
         await station.start()
@@ -155,7 +194,7 @@ class WorkerProcess:
         if frame.kind is Kind.CREDIT:
             job.reply.credit(frame.payload)
         elif frame.kind is Kind.CANCEL:
-            job.cancel()
+            job.cancel(frame.payload.decode("ascii", "replace"))
         elif frame.kind is Kind.BODY:
             job.add_body(frame.seq, frame.payload)
 
@@ -167,7 +206,7 @@ class WorkerProcess:
             limit = loop.time() - LEASE_LAPSES_S
             for job in [job for job in self._jobs.values() if job.leased_at < limit]:
                 _log.warning("stream %016x: its ingress is silent, stopped", job.stream)
-                job.cancel()
+                job.cancel("ingress_silent")
 
     def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature
         """Whoever waits for a worker after NATS was away hears of this one at once."""

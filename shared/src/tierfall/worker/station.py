@@ -17,16 +17,21 @@ from tierfall.protocol.presence import BEAT_EVERY_S, Beat, pack_beat
 from tierfall.worker.backend import Health
 from tierfall.worker.job import Job
 from tierfall.worker.reply import Reply
+from tierfall.worker.tracing import TierTrace
 
 if TYPE_CHECKING:
     from tierfall.bus import Bus, Message, Subscription
     from tierfall.config import Tier
     from tierfall.protocol.envelope import Envelope
+    from tierfall.telemetry import Tracer
     from tierfall.worker.backend import Backend
+    from tierfall.worker.meters import Meters
     from tierfall.worker.reply import Outbox
 
 PROBE_EVERY_S: Final = 1.0
 PROBE_TIMEOUT_S: Final = 5.0
+LINE_LASTS_S: Final = 10.0
+"""How long after a worker was last full requests may be waiting for its slots; its beats tell the rest."""
 CLOCK_SKEW_S: Final = 2.0
 """How far two machines' clocks may be apart before a late request is refused that was not late."""
 
@@ -42,6 +47,8 @@ class Station:
         backend: Not started yet.
         worker: The process's id.
         jobs: The process's running jobs by stream, where control frames find them.
+        meters: The process's.
+        tracer: The process's.
     """
 
     def __init__(
@@ -54,6 +61,8 @@ class Station:
         bus: Bus,
         outbox: Outbox,
         jobs: dict[int, Job],
+        meters: Meters,
+        tracer: Tracer,
     ) -> None:
         self.name = name
         self.in_flight = 0
@@ -64,8 +73,13 @@ class Station:
         self._bus = bus
         self._outbox = outbox
         self._jobs = jobs
+        self._meters = meters
+        self._trace = TierTrace(tracer, name, tier, worker)
+        self._loop = asyncio.get_running_loop()
         self._health = Health("down", "not probed yet")
         self._draining = False
+        self._unsent: set[int] = set()
+        self._full_at = float("-inf")
         self._idle = asyncio.Event()
         self._idle.set()
         self._subscription: Subscription | None = None
@@ -81,7 +95,7 @@ class Station:
         self._tending = asyncio.create_task(self._tend(), name=f"station {self.name}")
 
     async def drain(self, timeout_s: float) -> None:
-        """Leaves the queue group, lets what is in flight finish, and says goodbye.
+        """Leaves the queue group, lets what is in flight finish and be sent, and says goodbye.
 
         Args:
             timeout_s: After this, what still runs is cancelled: its ingress sees the worker go.
@@ -94,7 +108,7 @@ class Station:
                 await self._idle.wait()
         except TimeoutError:
             _log.warning(
-                "tier %s: %d requests did not finish in %.0f s", self.name, self.in_flight, timeout_s
+                "tier %s: %d requests did not finish in %.0f s", self.name, len(self._unsent), timeout_s
             )
         if self._tending is not None:
             self._tending.cancel()
@@ -102,6 +116,11 @@ class Station:
             await self._subscription.close()
         self.beat(gone=True)
         await self._backend.close()
+
+    @property
+    def slots(self) -> int:
+        """How many requests may be in flight at a time."""
+        return self._tier.max_in_flight
 
     @property
     def health(self) -> Health:
@@ -132,28 +151,43 @@ class Station:
         return None
 
     def _admit(self, envelope: Envelope, part: bytes, reply_to: str) -> None:
-        forget = partial(self._jobs.pop, envelope.stream, None)
+        forget = partial(self._forget, envelope.stream)
         reply = Reply(self._outbox, reply_to, envelope.stream, envelope.window, forget)
-        job = Job(envelope, part, reply, self._backend)
+        job = Job(envelope, part, reply, self._backend, self._trace.begin(envelope))
         self._jobs[job.stream] = job
+        self._unsent.add(job.stream)
         self.in_flight += 1
         self._idle.clear()
         reply.accepted(self._worker)
         task = job.start()
         task.add_done_callback(lambda _: self._release(job))
+        if self.in_flight >= self._tier.max_in_flight:
+            self._full_at = self._loop.time()
         self._settle()
 
     def _release(self, job: Job) -> None:
         self.in_flight -= 1
         self.served += 1
-        if self.in_flight == 0:
-            self._idle.set()
+        job.close()
+        self._meters.finished(self.name, job)
+        self._note_idle()
         if isinstance(job.failure, BackendDown):
             # The backend's own word beats the last probe; the next probe may bring it back.
             self._become(Health("down", job.failure.message))
         elif isinstance(job.failure, ProviderRefused):
             _log.error("tier %s: %s", self.name, job.failure.message)  # only its operator can mend it
         self._settle()
+        self._announce()
+
+    def _forget(self, stream: int) -> None:
+        """All of an answer is sent: a slow client may take it long after the backend is done with it."""
+        self._jobs.pop(stream, None)
+        self._unsent.discard(stream)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self.in_flight and not self._unsent:
+            self._idle.set()
 
     def _settle(self) -> None:
         """Joins or leaves the queue group as health, slots and drain demand."""
@@ -161,12 +195,21 @@ class Station:
         if subscription is None:
             return
         able = not self._draining and self._health.state == "up" and self.in_flight < self._tier.max_in_flight
-        if able and not subscription.joined:
+        if able:
             subscription.join()
-            if self._bus.connected:
-                self._bus.publish(subjects.slot(self.name), self._worker.encode())
-        elif not able and subscription.joined:
+        else:
             subscription.leave()
+
+    def _announce(self) -> None:
+        """Says that a slot is free again, while there may be a line for it.
+
+        Who waits has found every worker of the tier full, and each slot that is announced wakes one of them.
+        So each release counts: the request that it wakes may take another worker's slot, whose own
+        announcement then serves the next.
+        """
+        joined = self._subscription is not None and self._subscription.joined
+        if joined and self._bus.connected and self._loop.time() - self._full_at < LINE_LASTS_S:
+            self._bus.publish(subjects.slot(self.name), self._worker.encode())
 
     async def _tend(self) -> None:
         while True:

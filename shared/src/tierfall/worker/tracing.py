@@ -1,0 +1,192 @@
+"""A worker's spans: one for the request that it holds, one below it for each time it asks the backend.
+
+The attributes are those of OpenTelemetry's GenAI conventions (status: development; since 2026 in a repository
+of their own, semantic-conventions-genai). No message and no answer is recorded, only their sizes in tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from tierfall.config import CloudTier
+from tierfall.errors import TierfallError
+from tierfall.telemetry import NO_SPAN, Kind
+
+if TYPE_CHECKING:
+    from tierfall.config import Tier
+    from tierfall.protocol.envelope import Ending, Envelope
+    from tierfall.telemetry import Span, Tracer
+    from tierfall.worker.backend import Ask
+
+OK: Final = "ok"
+CANCELLED: Final = "cancelled"
+"""The outcome of a request that its ingress did not want any longer."""
+INT64_LIMIT: Final = 1 << 63
+"""OTLP has no larger integers: one would spoil its whole batch."""
+_PROVIDERS: Final = {
+    "gemini": "gcp.gemini",
+    "mistral": "mistral_ai",
+    "xai": "x_ai",
+    "azure": "azure.ai.openai",
+}
+"""Where the conventions' well-known value differs from the name in the config."""
+_NUMBERS: Final = {
+    "max_tokens": "gen_ai.request.max_tokens",
+    "max_completion_tokens": "gen_ai.request.max_tokens",
+    "temperature": "gen_ai.request.temperature",
+    "top_p": "gen_ai.request.top_p",
+    "seed": "gen_ai.request.seed",
+}
+
+
+class _Answered(msgspec.Struct):
+    model: Any = None
+
+
+_answered: Final = msgspec.json.Decoder(_Answered)
+
+
+class TierTrace:
+    """What all spans of one tier have in common.
+
+    Args:
+        tracer: The process's.
+        name: The tier's name.
+        tier: Its config.
+        worker: The process's id.
+    """
+
+    def __init__(self, tracer: Tracer, name: str, tier: Tier, worker: str) -> None:
+        self._tracer = tracer
+        self._genai = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": provider_name(tier)}
+        self._tierfall = {"tierfall.tier": name, "tierfall.worker": worker}
+        self._server = server_of(tier)
+
+    def begin(self, envelope: Envelope) -> JobTrace:
+        """The span of a request that this worker has accepted, below the ingress's attempt."""
+        if not self._tracer.enabled:
+            return NO_TRACE
+        attributes: dict[str, Any] = {
+            **self._genai,
+            **self._tierfall,
+            "gen_ai.request.model": envelope.backend_model,
+            "gen_ai.request.stream": True,  # towards the backend, always
+            "tierfall.model": envelope.model,
+            "tierfall.attempt": envelope.attempt,
+            "tierfall.request_id": envelope.request_id,
+        }
+        span = self._tracer.start(
+            f"chat {envelope.backend_model}", Kind.SERVER, attributes, traceparent=envelope.traceparent
+        )
+        return JobTrace(span, self._server)
+
+
+class JobTrace:
+    """The spans of one request: the server's, and the client's of the backend call that runs now."""
+
+    __slots__ = ("_call", "_server", "_span")
+
+    def __init__(self, span: Span, server: dict[str, Any]) -> None:
+        self._span = span
+        self._server = server
+        self._call = NO_SPAN
+
+    @property
+    def trace_id(self) -> str:
+        """Empty when nothing is recorded."""
+        return self._span.trace_id
+
+    def ask(self, ask: Ask) -> Ask:
+        """The backend is to be asked; the same request with the call's own traceparent."""
+        if not self._span.recording:
+            return ask
+        self._span.set(_asked(ask))
+        self._call = self._span.child("POST", Kind.CLIENT, {"http.request.method": "POST", **self._server})
+        return msgspec.structs.replace(ask, traceparent=self._call.traceparent)
+
+    def first_output(self, chunk: bytes, after_s: float) -> None:
+        """The backend's first real output is there, ``after_s`` seconds after it was asked."""
+        if self._span.recording:
+            self._span.set({"gen_ai.response.time_to_first_chunk": after_s})
+            self._span.event("first_output")
+            model = _answered.decode(chunk).model
+            if isinstance(model, str) and model:
+                self._span.set({"gen_ai.response.model": model})
+
+    def answered(self, error: BaseException | None) -> None:
+        """The backend call is over."""
+        call, self._call = self._call, NO_SPAN
+        if call.recording:
+            if isinstance(error, TierfallError):
+                call.fail(error.slug)
+            elif error is not None and not isinstance(error, asyncio.CancelledError):
+                call.fail(type(error).__qualname__)
+            call.end()
+
+    def end(self, outcome: str, *, answer_id: str, ending: Ending | None, why: str) -> None:
+        """The request is over.
+
+        Args:
+            outcome: ``ok``, ``cancelled`` or an error's slug.
+            answer_id: The answer's id.
+            ending: How the answer ended, if it is whole.
+            why: What the ingress said when it cancelled.
+        """
+        span = self._span
+        if not span.recording:
+            return
+        span.set({"tierfall.outcome": outcome})
+        if why:
+            span.set({"tierfall.cancelled_because": why})
+        if ending is not None:
+            span.set(
+                {
+                    "gen_ai.response.id": answer_id,
+                    "gen_ai.response.finish_reasons": ending.finish_reasons,
+                    "gen_ai.usage.input_tokens": ending.prompt_tokens,
+                    "gen_ai.usage.output_tokens": ending.completion_tokens,
+                }
+            )
+        if outcome not in {OK, CANCELLED}:
+            span.fail(outcome)
+        span.end()
+
+
+NO_TRACE: Final = JobTrace(NO_SPAN, {})
+
+
+def provider_name(tier: Tier) -> str:
+    """``gen_ai.provider.name``: the conventions' well-known value where there is one, else the kind."""
+    if not isinstance(tier, CloudTier):
+        return tier.kind
+    return _PROVIDERS.get(tier.provider, tier.provider)
+
+
+def server_of(tier: Tier) -> dict[str, Any]:
+    """``server.address`` and ``server.port`` of the tier's backend, where the config has them."""
+    parts = urlsplit(tier.base_url)
+    if not parts.hostname:
+        return {}
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return {"server.address": parts.hostname, "server.port": port}
+
+
+def _asked(ask: Ask) -> dict[str, Any]:
+    """The numbers among the request's parameters, and ``n`` when it is not 1; nothing that is text."""
+    found = {name: value for field, name in _NUMBERS.items() if (value := _number(ask, field)) is not None}
+    choices = _number(ask, "n")
+    if choices not in {None, 1}:
+        found["gen_ai.request.choice.count"] = choices
+    return found
+
+
+def _number(ask: Ask, field: str) -> float | None:
+    raw = ask.body.get(field)
+    value = None if raw is None else msgspec.json.decode(raw)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < INT64_LIMIT else None
