@@ -123,8 +123,8 @@ class Bus:
         return subscription
 
     def inbox(self) -> str:
-        """A subject that nobody else knows, under the configured prefix."""
-        return f"{self._options.inbox_prefix}.{secrets.token_hex(11)}"
+        """A subject that nobody else knows, under this client's prefix."""
+        return f"{self._dialer.inbox_prefix}.{secrets.token_hex(11)}"
 
     async def flush(self) -> None:
         """Waits until the server has handled all that was published, joined and left before.

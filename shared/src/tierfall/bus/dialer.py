@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from nats.errors import Error as NatsError
 
+from tierfall.bus import nkey
 from tierfall.errors import BusDown
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
     from tierfall.bus.options import BusOptions
     from tierfall.bus.wire import Wire
+
+T = TypeVar("T")
 
 SCHEMES: Final = frozenset({"nats", "tls"})
 DIAL_TIMEOUT_S: Final = 6.0
@@ -29,7 +33,7 @@ class Dialer:
         new_wire: Makes an unconnected wire.
 
     Raises:
-        BusDown: A URL that cannot be one of a NATS server.
+        BusDown: A URL that cannot be one of a NATS server, a file that is not there, or no seed in it.
     """
 
     def __init__(self, options: BusOptions, new_wire: Callable[[], Wire]) -> None:
@@ -38,7 +42,10 @@ class Dialer:
         if not self._configured:
             raise BusDown("no NATS server is configured: set nats.url")
         self._discovered: set[str] = set()
-        self._credentials = _credentials(self._configured[0], options)
+        self._options = options
+        key = self._credentials().get("public_nkey")
+        own = nkey.inbox_prefix(key) if key else nkey.PLAIN_INBOX
+        self.inbox_prefix = options.inbox_prefix or own
 
     @property
     def servers(self) -> str:
@@ -54,8 +61,8 @@ class Dialer:
         wire = self._new_wire()
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                await wire.open([*self._configured, *sorted(self._discovered)], **self._credentials)
-        except (OSError, NatsError, ImportError, ValueError) as error:
+                await wire.open([*self._configured, *sorted(self._discovered)], **self._credentials())
+        except (OSError, NatsError, ValueError) as error:
             reason = wire.failure or str(error) or type(error).__name__
             raise BusDown(f"cannot connect to NATS at {self.servers}: {reason}") from error
         known = {_host_and_port(url) for url in self._configured}
@@ -64,6 +71,26 @@ class Dialer:
             if address not in known:
                 self._discovered.add(f"{url.scheme}://{address}")
         return wire
+
+    def _credentials(self) -> dict[str, Any]:
+        """Who we are, for :meth:`tierfall.bus.wire.Wire.open`; files are read anew each time.
+
+        Raises:
+            BusDown: A file cannot be read or holds something else.
+        """
+        options = self._options
+        found: dict[str, Any] = {"name": options.name}
+        if options.token:
+            found["token"] = options.token
+        if options.creds:
+            jwt, seed = _read(nkey.read_creds, options.creds, "nats.creds")
+            found |= {"user_jwt_cb": jwt.encode, "signature_cb": partial(nkey.sign, seed)}
+        elif options.nkey:
+            seed = _read(nkey.read_seed, options.nkey, "nats.nkey")
+            found |= {"public_nkey": nkey.public_key(seed), "signature_cb": partial(nkey.sign, seed)}
+        elif not options.token:
+            found |= _from_url(self._configured[0])
+        return found
 
 
 def _checked(url: str) -> str:
@@ -86,15 +113,19 @@ def _host_and_port(url: str) -> str:
     return f"{parts.hostname}:{parts.port or 4222}"
 
 
-def _credentials(url: str, options: BusOptions) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": options.name}
-    if options.creds:
-        found["user_credentials"] = options.creds
+def _from_url(url: str) -> dict[str, str]:
     parts = urlsplit(url)
-    if options.token:
-        found["token"] = options.token
-    elif parts.username and parts.password is None:
-        found["token"] = unquote(parts.username)
-    elif parts.username:
-        found["user"], found["password"] = unquote(parts.username), unquote(parts.password or "")
-    return found
+    if not parts.username:
+        return {}
+    if parts.password is None:
+        return {"token": unquote(parts.username)}
+    return {"user": unquote(parts.username), "password": unquote(parts.password)}
+
+
+def _read(reader: Callable[[str], T], path: str, key: str) -> T:
+    try:
+        return reader(path)
+    except OSError as error:
+        raise BusDown(f"{key}: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BusDown(f"{key}: {error}") from None

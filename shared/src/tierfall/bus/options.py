@@ -19,7 +19,10 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
     creds: str = ""
     """Path of a credentials file (JWT and seed), read again at each connect."""
-    inbox_prefix: str = "_INBOX"
+    nkey: str = ""
+    """Path of a file with a user's nkey seed, read again at each connect."""
+    inbox_prefix: str = ""
+    """When empty it follows from the nkey; without one it is ``_INBOX``."""
     connect_timeout_s: float = 10.0
     """How long the first connect may take in all; later ones are tried for ever."""
 

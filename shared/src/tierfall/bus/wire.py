@@ -67,12 +67,19 @@ class Wire(Client):
         self.failure = ""
         """The last thing that went wrong while connecting."""
 
-    async def open(self, servers: list[str], **credentials: Any) -> None:
+    async def open(self, servers: list[str], *, public_nkey: str = "", **credentials: Any) -> None:
         """Connects to the first server of a random order that lets us in, trying each at most twice.
+
+        Args:
+            servers: Their URLs.
+            public_nkey: Whose signature ``signature_cb`` makes, where no JWT says it.
+            credentials: For nats-py's ``connect``.
 
         Raises:
             OSError, nats.errors.Error, TimeoutError: None did.
         """
+        # What nats-py would set itself with the nkeys package, of which there are no wheels.
+        self._public_nkey = public_nkey or None
         try:
             await self.connect(
                 servers,

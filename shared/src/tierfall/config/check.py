@@ -6,6 +6,7 @@ Problems make a config unusable. Notes are for its operator to read; ``tierfall 
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 KNOWN_PROVIDERS: Final = ("openai", "groq", "gemini", "mistral")
 """Cloud providers whose address need not be written."""
 _NATS_SCHEMES: Final = ("nats", "tls", "ws", "wss")
+INBOX_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _WEB_SCHEMES: Final = ("http", "https")
 _MAX_PORT: Final = 65535
 
@@ -72,9 +74,7 @@ def notes(config: Config) -> list[str]:
                 f"{within('models', name)}.deadlines.budget: is {show_duration(model.deadlines.budget)}, "
                 f"but the tiers before the ladder's last may take {show_duration(before_last_s)}"
             )
-    if config.nats.creds and config.nats.url == EMBEDDED:
-        said.append("nats.creds: has no effect on an embedded server; it takes a token")
-    return said
+    return said + _idle_credentials(config.nats)
 
 
 def secrets(config: Config) -> Iterator[tuple[str, Secret]]:
@@ -96,6 +96,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _idle_credentials(nats: Nats) -> list[str]:
+    shown_in_vain = [key for key in ("creds", "nkey") if nats.url == EMBEDDED and getattr(nats, key)]
+    return [f"nats.{key}: has no effect on an embedded server; it takes a token" for key in shown_in_vain]
 
 
 def _without(path: str) -> str:
@@ -138,6 +143,11 @@ def _client_keys(config: Config) -> Iterator[Problem]:
 def _nats(nats: Nats) -> Iterator[Problem]:
     # A server of its own must have a port that its clients know.
     yield from _range("nats.port", nats.port, 1, _MAX_PORT)
+    if nats.creds and nats.nkey:
+        yield Problem("nats.nkey", "stands beside creds; a client shows one or the other")
+    if nats.inbox_prefix and not INBOX_PREFIX.fullmatch(nats.inbox_prefix):
+        text = "must be subject tokens such as _INBOX_ingress: letters, digits, _ and -, with dots between"
+        yield Problem("nats.inbox_prefix", f"is {shown(nats.inbox_prefix)}, {text}")
     if nats.url == EMBEDDED:
         if not nats.token and not is_loopback(nats.host):
             said = f"{nats.token.source} is not set" if nats.token.source else "is missing"

@@ -117,6 +117,10 @@ class Nats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Needed as soon as an embedded server listens beyond loopback."""
     creds: str = ""
     """Path of a NATS credentials file."""
+    nkey: str = ""
+    """Path of a file with an nkey seed, as ``tierfall nats-config`` writes them."""
+    inbox_prefix: str = ""
+    """Where replies go; when empty it follows from the nkey."""
 
     @property
     def address(self) -> str:
