@@ -69,6 +69,9 @@ class HumanFormatter(logging.Formatter):
         return "\n".join(part for part in (f"{line} {pairs}".rstrip(), _traceback(self, record)) if part)
 
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object on one line: time (UTC), level, service, logger, message, then the fields."""
 
@@ -90,7 +93,7 @@ class JsonFormatter(logging.Formatter):
         traceback = _traceback(self, record)
         if traceback:
             line["traceback"] = traceback
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _encode(line)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 def _value(value: object) -> str:
     """As it is where that reads as one word; quoted otherwise, which also keeps a line one line."""
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    text = f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
     return text if text and _PLAIN.issuperset(text) else json.dumps(text, ensure_ascii=False)
 
 
