@@ -46,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_up(commands)
     _add_check(commands)
     _add_engine(commands)
+    _add_import(commands)
+    _add_doctor(commands)
+    _add_nats_config(commands)
     return parser
 
 
@@ -89,6 +92,62 @@ def _add_engine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     engine.set_defaults(run=_engine)
 
 
+def _add_nats_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    nats_config = commands.add_parser(
+        "nats-config",
+        help="write a nats-server config with a user per service, and their seeds",
+        description="Writes DIR/nats/nats.conf, DIR/nats/users.conf and DIR/<user>/nkey. Seeds that are there"
+        " are kept: run it again after a change of tiers, then SIGHUP nats-server.",
+    )
+    nats_config.add_argument("--out", required=True, type=Path, metavar="DIR")
+    nats_config.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="allow each worker only the tiers of its kind in this config (default: any tier)",
+    )
+    nats_config.add_argument(
+        "--ingresses", type=int, default=1, help="ingresses that get a user each, and so inboxes of their own"
+    )
+    nats_config.set_defaults(run=_nats_config)
+
+
+def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    importing = commands.add_parser("import", help="turn another gateway's config into one of Tierfall's")
+    sources = importing.add_subparsers(title="from", metavar="GATEWAY", required=True)
+    litellm = sources.add_parser(
+        "litellm",
+        help="a LiteLLM proxy config",
+        description="Writes a Tierfall config, and says on stderr what could not be carried over.",
+    )
+    litellm.add_argument("file", type=Path, metavar="config.yaml")
+    litellm.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: stdout")
+    litellm.add_argument("--force", action="store_true", help="write over FILE if it is there")
+    litellm.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a model that clients use through a wildcard name (`openai/*`); may be repeated",
+    )
+    litellm.set_defaults(run=_import_litellm)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what works in a running system, what does not, and what to type",
+        description="Looks at the config, NATS, each tier's workers and backend, and the ingress, and sends a"
+        " request of one token to each tier that is up. Exit status 0: every model can be answered.",
+    )
+    doctor.add_argument("--config", required=True, type=Path, metavar="FILE")
+    doctor.add_argument("--url", default="", help="the ingress's address (default: as in the config)")
+    doctor.add_argument("--key", default="", help="a client key (default: the config's first)")
+    doctor.add_argument("--no-trial", action="store_true", help="send no requests to the tiers")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.set_defaults(run=_doctor)
+
+
 # Each subcommand is imported when it is asked for: `check` needs no engine, `engine` no NATS.
 
 
@@ -110,3 +169,38 @@ def _engine(arguments: argparse.Namespace) -> int:
     return engine.run(
         port=arguments.port, model=arguments.model, slots=arguments.slots, context_tokens=arguments.context
     )
+
+
+def _nats_config(arguments: argparse.Namespace) -> int:
+    from tierfall.cli import nats_config  # noqa: PLC0415 - see above
+    from tierfall.config import load  # noqa: PLC0415 - see above
+
+    config = load(arguments.config, os.environ, for_worker=True) if arguments.config else None
+    return nats_config.run(arguments.out, config, arguments.ingresses, sys.stdout)
+
+
+def _import_litellm(arguments: argparse.Namespace) -> int:
+    from tierfall.cli import importer  # noqa: PLC0415 - see above
+
+    return importer.run(
+        arguments.file,
+        output=arguments.output,
+        force=arguments.force,
+        wanted=arguments.model,
+        environ=os.environ,
+        out=sys.stdout,
+        err=sys.stderr,
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from tierfall.cli import doctor  # noqa: PLC0415 - see above
+
+    request = doctor.Request(
+        config=arguments.config,
+        url=arguments.url,
+        key=arguments.key,
+        trial=not arguments.no_trial,
+        json=arguments.json,
+    )
+    return doctor.run(request, os.environ, sys.stdout)

@@ -1,0 +1,178 @@
+"""``tierfall nats-config``: a nats-server config with a user per service, and their seeds.
+
+Each user may do what its service does and nothing else, by allow-lists: no worker reads another's answers,
+takes another kind's requests or asks anything itself. Replies are allowed by the inboxes' subjects and not by
+``allow_responses``: what the server allows for a response it forgets with the connection, so that after a
+reconnect the streams in flight would be refused.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tierfall.bus import nkey
+from tierfall.cli.up.nats import quoted
+from tierfall.errors import ConfigError
+from tierfall.protocol import subjects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+    from typing import TextIO
+
+    from tierfall.config import Config
+
+KINDS: Final = ("vllm", "ollama", "cloud")
+SEED_NAME: Final = "nkey"
+"""The file in each user's folder."""
+SERVER_FOLDER: Final = "nats"
+DISCOVERY: Final = "$SRV.>"
+ANY_TIER: Final = "*"
+
+SERVER_CONF: Final = """\
+# Written by `tierfall nats-config`. Who may do what stands in users.conf beside it.
+host: 0.0.0.0
+port: 4222
+http_port: 8222 # health and numbers, without a password: keep it inside
+max_payload: 8MB
+# A client that stops reading is cut off at this backlog or after this time, whichever comes first.
+max_pending: 64MB
+write_deadline: "5s"
+ping_interval: "20s"
+include "users.conf"
+"""
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True):
+    """One user of the server: a subject in ``subscribe`` may be followed by the only queue group allowed."""
+
+    name: str
+    public_key: str
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+def run(out_dir: Path, config: Config | None, ingresses: int, out: TextIO) -> int:
+    """Writes ``nats/nats.conf``, ``nats/users.conf`` and ``<user>/nkey`` into a folder.
+
+    Seeds that are there already are kept, so that it can be run again for a changed config; nats-server takes
+    over a new ``users.conf`` at SIGHUP.
+
+    Args:
+        out_dir: Made if it is not there; the seeds in it are readable by their owner alone.
+        config: Whose tiers the workers may serve; any tier when it is None.
+        ingresses: How many users for ingresses: several that share one could read each other's replies.
+        out: Where to say what was written.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ConfigError: The folder cannot be written, or holds a file that is no seed.
+    """
+    if ingresses < 1:
+        raise ConfigError(f"--ingresses is {ingresses}: at least 1 is needed")
+    try:
+        keys = {name: _key(out_dir / name / SEED_NAME) for name in user_names(ingresses)}
+        folder = out_dir / SERVER_FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "users.conf").write_text(users_conf(users(keys, config)), encoding="utf-8")
+        (folder / "nats.conf").write_text(SERVER_CONF, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out: cannot write {error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"--out: {error}") from None
+    print(f"nats-server --config {folder / 'nats.conf'}", file=out)
+    for name in keys:
+        print(f"nats.nkey for {name}: {out_dir / name / SEED_NAME}", file=out)
+    return 0
+
+
+def user_names(ingresses: int) -> list[str]:
+    """The users: each ingress, each kind of worker, and one for people."""
+    front = ["ingress"] if ingresses == 1 else [f"ingress-{number}" for number in range(ingresses)]
+    return [*front, *(f"worker-{kind}" for kind in KINDS), "admin"]
+
+
+def users(keys: dict[str, str], config: Config | None) -> list[User]:
+    """Who may do what.
+
+    Args:
+        keys: Name to public key.
+        config: As for :func:`run`.
+    """
+    inboxes = {name: f"{nkey.inbox_prefix(key)}.>" for name, key in keys.items()}
+    people = (inboxes["admin"], f"{nkey.PLAIN_INBOX}.>")
+    askers = (*(inbox for name, inbox in inboxes.items() if name.startswith("ingress")), *people)
+    found = []
+    for name, key in keys.items():
+        kind = name.removeprefix("worker-")
+        if kind in KINDS:
+            found.append(_worker(name, kind, key, _tiers(kind, config), askers))
+        else:
+            mine = people if name == "admin" else (inboxes[name],)
+            discovery = (DISCOVERY,) if name == "admin" else ()
+            found.append(
+                User(
+                    name=name,
+                    public_key=key,
+                    publish=(subjects.chat(">"), f"{subjects.PREFIX}.ctl.>", *discovery),
+                    subscribe=(subjects.PRESENCE_ALL, subjects.SLOTS_ALL, *mine),
+                )
+            )
+    return found
+
+
+def users_conf(found: Iterable[User]) -> str:
+    """The users in nats-server's notation."""
+    lines = ["# Written by `tierfall nats-config`: public keys and permissions, no secret."]
+    lines += ["accounts {", "  TIERFALL {", "    users = ["]
+    for user in found:
+        lines += [
+            f"      # {user.name}",
+            f"      {{ nkey: {user.public_key}, permissions: {{",
+            f"          publish: {_list(user.publish)}",
+            f"          subscribe: {_list(user.subscribe)} }} }}",
+        ]
+    return "\n".join([*lines, "    ]", "  }", "}", ""])
+
+
+def _worker(name: str, kind: str, key: str, tiers: Sequence[str], askers: Iterable[str]) -> User:
+    return User(
+        name=name,
+        public_key=key,
+        publish=(
+            *(subjects.presence(tier, "*") for tier in tiers),
+            *(subjects.slot(tier) for tier in tiers),
+            *askers,
+        ),
+        subscribe=(
+            *(f"{subjects.chat(tier)} {subjects.QUEUE_GROUP}" for tier in tiers),
+            subjects.control_of_kind(kind),
+            DISCOVERY,
+            f"{nkey.inbox_prefix(key)}.>",
+        ),
+    )
+
+
+def _tiers(kind: str, config: Config | None) -> list[str]:
+    if config is None:
+        return [ANY_TIER]
+    return [name for name, tier in config.tiers.items() if tier.kind == kind]
+
+
+def _key(path: Path) -> str:
+    """The public key of the seed in this file, which is made if it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{nkey.new_seed()}\n")
+    return nkey.public_key(nkey.read_seed(path))
+
+
+def _list(items: Iterable[str]) -> str:
+    return f"[{', '.join(quoted(item) for item in items)}]"
