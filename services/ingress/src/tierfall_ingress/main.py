@@ -62,18 +62,11 @@ def main() -> None:
 
 async def serve(path: Path, config: Config) -> None:
     """Serves until SIGTERM or Ctrl-C, then lets the requests in flight finish."""
-    bus = await Bus.connect(
-        BusOptions(
-            servers=config.nats.address,
-            name="tierfall-ingress",
-            token=config.nats.token.value,
-            creds=config.nats.creds,
-            connect_timeout_s=BUS_WAIT_S,
-        )
-    )
+    bus = await Bus.connect(BusOptions.of(config.nats, "tierfall-ingress", BUS_WAIT_S))
     tracer = tracer_from(os.environ, "tierfall-ingress", f"{socket.gethostname()}:{config.server.port}")
     services = Services(bus, config, Meters(), tracer)
     await services.start()
+    services.expect_beats()
     server = Server(services)
     loop = asyncio.get_running_loop()
     watcher = Watcher(

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import BusDown
+from tierfall.protocol.presence import BEAT_EVERY_S
 from tierfall.telemetry import OFF
 from tierfall_ingress.breaker import Breaker
 from tierfall_ingress.keys import KeyRing
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tierfall_ingress.meters import Meters
 
 
+FIRST_BEATS_S: Final = BEAT_EVERY_S + 0.5
+"""After the start of the process, how long it may take to have heard of every worker."""
 RECOVERY_S: Final = 2.0
 """After NATS comes back, how long the workers may take to come back too: they try at least each second."""
 
@@ -100,9 +103,13 @@ class Services:
         except TimeoutError:
             raise BusDown("the gateway has lost its message bus for the moment", retry_after=1.0) from None
 
+    def expect_beats(self) -> None:
+        """This process has just started: a tier of which it has heard nothing yet may have workers."""
+        self._recovered_at = self._loop.time() + FIRST_BEATS_S
+
     @property
     def recovering_s(self) -> float:
-        """Seconds for which nobody's absence is believed, because NATS was away a moment ago."""
+        """Seconds for which nobody's absence is believed, because beats are still to come."""
         return max(0.0, self._recovered_at - self._loop.time())
 
     def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature

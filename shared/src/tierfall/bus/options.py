@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Self
+
 import msgspec
+
+if TYPE_CHECKING:
+    from tierfall.config.schema import Nats
 
 
 class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +30,19 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
     """When empty it follows from the nkey; without one it is ``_INBOX``."""
     connect_timeout_s: float = 10.0
     """How long the first connect may take in all; later ones are tried for ever."""
+
+    @classmethod
+    def of(cls, nats: Nats, name: str, connect_timeout_s: float) -> Self:
+        """The options that the config's ``nats`` section asks for."""
+        return cls(
+            servers=nats.address,
+            name=name,
+            token=nats.token.value,
+            creds=nats.creds,
+            nkey=nats.nkey,
+            inbox_prefix=nats.inbox_prefix,
+            connect_timeout_s=connect_timeout_s,
+        )
 
 
 class BusCounters(msgspec.Struct):

@@ -89,15 +89,7 @@ async def _serve(
 ) -> None:
     name = worker_id(kind)
     tracer = tracer_from(os.environ, f"tierfall-worker-{kind}", name)
-    bus = await Bus.connect(
-        BusOptions(
-            servers=config.nats.address,
-            name=f"tierfall-worker-{kind}",
-            token=config.nats.token.value,
-            creds=config.nats.creds,
-            connect_timeout_s=BUS_WAIT_S,
-        )
-    )
+    bus = await Bus.connect(BusOptions.of(config.nats, f"tierfall-worker-{kind}", BUS_WAIT_S))
     process = WorkerProcess(kind, build, bus, only, tracer=tracer, name=name)
     try:
         async with _http(process, arguments.http):

@@ -59,7 +59,7 @@ async def examine(config: Config, path: Path) -> tuple[Bus | None, list[Finding]
     if not greetings:
         return None, found
     try:
-        bus = await Bus.connect(_options(config.nats))
+        bus = await Bus.connect(BusOptions.of(config.nats, "tierfall-doctor", CONNECT_S))
     except BusDown as error:
         return None, [*found, Finding(Level.FAIL, "nats", *_refused(config.nats, error.message, greetings))]
     found += [_greeted(address, greeting) for address, greeting in greetings.items()]
@@ -98,18 +98,6 @@ async def closing(bus: Bus | None) -> AsyncIterator[None]:
     finally:
         if bus is not None:
             await bus.close()
-
-
-def _options(nats: Nats) -> BusOptions:
-    return BusOptions(
-        servers=nats.address,
-        name="tierfall-doctor",
-        token=nats.token.value,
-        creds=nats.creds,
-        nkey=nats.nkey,
-        inbox_prefix=nats.inbox_prefix,
-        connect_timeout_s=CONNECT_S,
-    )
 
 
 async def _greeting(host: str, port: int) -> dict[str, Any]:
