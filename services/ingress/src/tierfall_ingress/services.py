@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import BusDown
-from tierfall.protocol.presence import BEAT_EVERY_S
+from tierfall.protocol.presence import BEAT_EVERY_S, RECOVERY_S
 from tierfall.telemetry import OFF
 from tierfall_ingress.breaker import Breaker
 from tierfall_ingress.keys import KeyRing
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 FIRST_BEATS_S: Final = BEAT_EVERY_S + 0.5
 """After the start of the process, how long it may take to have heard of every worker."""
-RECOVERY_S: Final = 2.0
-"""After NATS comes back, how long the workers may take to come back too: they try at least each second."""
 
 
 class Services:

@@ -17,6 +17,7 @@ from tierfall.errors import WorkerLost
 from tierfall.protocol import subjects
 from tierfall.protocol.envelope import pack
 from tierfall.protocol.frames import FrameError, Kind, decode, encode
+from tierfall.protocol.presence import RECOVERY_S
 from tierfall_ingress.line import Line
 
 if TYPE_CHECKING:
@@ -51,8 +52,10 @@ class Switchboard:
     def __init__(self, bus: Bus, on_lost: Callable[[str], None]) -> None:
         self._bus = bus
         self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
         self._base = bus.inbox()
         self._lines: dict[int, Line] = {}
+        self._recovered_at = 0.0
         self._inbox: Subscription | None = None
         self._leasing: asyncio.Task[None] | None = None
 
@@ -120,6 +123,8 @@ class Switchboard:
     def _on_no_responders(self, token: str) -> None:
         kind, _, worker = token.partition(".")
         if kind == _LEASE_TOKEN:
+            if self._loop.time() < self._recovered_at:
+                return  # NATS was away: the worker may be on its way back, with its answers
             for line in [line for line in self._lines.values() if line.worker == worker]:
                 line.fail(WorkerLost(f"worker {worker} is gone"))
             self._on_lost(worker)
@@ -133,7 +138,9 @@ class Switchboard:
 
     def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature
         """What no worker holds when NATS goes away may never have reached one: it is sent again."""
-        if not connected:
+        if connected:
+            self._recovered_at = self._loop.time() + RECOVERY_S
+        else:
             for line in [line for line in self._lines.values() if not line.accepted]:
                 line.fail(WorkerLost("the connection to NATS was lost before a worker accepted"))
 

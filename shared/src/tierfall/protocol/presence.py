@@ -10,6 +10,9 @@ BEAT_EVERY_S: Final = 1.0
 BEAT_STALE_S: Final = 3.5
 """A worker that was silent for longer is taken for gone: three lost beats and some jitter."""
 
+RECOVERY_S: Final = 2.0
+"""After NATS comes back, how long the others may take to come back too: they try at least each second."""
+
 BackendState = Literal["up", "loading", "down"]
 
 

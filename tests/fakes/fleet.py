@@ -1,0 +1,89 @@
+"""The gateway in containers, for the tests in tests/docker."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, Final
+
+from tierfall.cli import nats_config
+from tierfall.config import parse
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+    from pathlib import Path
+
+NATS: Final = "nats:2.15-alpine"
+SERVICES: Final = ("ingress", "worker-vllm", "worker-ollama", "worker-cloud")
+KEY: Final = "sk-docker-tests"
+CONFIG: Final = """
+server: {host: 0.0.0.0, port: 4000, api_keys: ['${TIERFALL_KEY}']}
+nats: {url: nats://nats:4222, nkey: /run/tierfall/nkey}
+tiers: {one: {worker: vllm, base_url: 'http://engine:8000/v1'}}
+models: {first: {tier: one, backend_model: tiny}}
+"""
+
+
+def write_folder(folder: Path, engine: Path) -> None:
+    """Config, seeds, NATS's permissions and the engine's script, readable by the containers' user."""
+    for name, text in (("config/tierfall.yaml", CONFIG), ("engine/engine.py", engine.read_text())):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(text)
+    nats_config.run(folder, parse(CONFIG, {"TIERFALL_KEY": KEY}, "tierfall.yaml"), 1, io.StringIO())
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+class Fleet:
+    """The gateway in containers on a network of its own.
+
+    Args:
+        folder: Where its config and seeds are.
+        network: They all join it.
+        stack: Ends them.
+    """
+
+    def __init__(self, folder: Path, network: Any, stack: ExitStack) -> None:
+        self._folder = folder
+        self._network = network
+        self._stack = stack
+
+    def start(
+        self, image: str, alias: str, command: list[str], volumes: dict[str, str], **options: Any
+    ) -> Any:
+        """One container, read-only as in compose.yaml."""
+        from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - not in the dev lock
+
+        container = DockerContainer(image).with_network(self._network).with_network_aliases(alias)
+        container.with_command(command).with_kwargs(read_only=True, cap_drop=["ALL"], **options)
+        for source, target in volumes.items():
+            container.with_volume_mapping(str(self._folder / source), target, "ro")
+        if alias == "ingress":
+            container.with_exposed_ports(4000).with_env("TIERFALL_KEY", KEY)
+        return self._stack.enter_context(container)
+
+    def service(self, name: str) -> Any:
+        """One of our services, with its own seed."""
+        command = ["--config", "/etc/tierfall/tierfall.yaml"]
+        if name != "ingress":
+            command += ["--http", "0.0.0.0:9400"]
+        return self.start(
+            f"tierfall/{name}", name, command, {"config": "/etc/tierfall", name: "/run/tierfall"}
+        )
+
+    def nats(self) -> Any:
+        """NATS with a user per service."""
+        return self.start(
+            NATS, "nats", ["--config", "/etc/nats/nats.conf"], {"nats": "/etc/nats"}, user="10001"
+        )
+
+    def engine(self) -> Any:
+        """The tests' engine, in an image of ours for its Python."""
+        quiet = {"test": ["NONE"]}
+        return self.start(
+            "tierfall/worker-vllm",
+            "engine",
+            ["/engine/engine.py"],
+            {"engine": "/engine"},
+            entrypoint="python",
+            healthcheck=quiet,
+        )
