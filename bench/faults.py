@@ -4,7 +4,6 @@ Runs the rows of ``tests/fakes/fault_matrix.py`` once each, with a first-token d
 it, against the whole gateway in this process over a real nats-server. Ends with status 1 when a fault before
 the first output costs more than its limit, or when a tier that is known to be down does.
 """
-# ruff: noqa: INP001 - a folder of scripts is no package
 
 from __future__ import annotations
 

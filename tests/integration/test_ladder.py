@@ -197,7 +197,7 @@ async def test_reasoning_and_tool_calls_are_output(stream: bool, delta: dict[str
 async def test_a_long_healthy_answer_is_not_cut(stream: bool) -> None:
     """An answer that takes many times the first-token deadline arrives whole while tokens keep coming."""
     async with Tiers() as tiers:
-        script = [chunk("", role="assistant")]
+        script: list[Step] = [chunk("", role="assistant")]
         for _ in range(6):
             script += [chunk("x"), 0.2]
         tiers.a.scripts.append([*script, chunk(finish="stop")])

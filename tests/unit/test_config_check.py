@@ -231,7 +231,7 @@ def test_a_file_without_oddities_has_no_notes() -> None:
     [("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("localhost", True)]
     + [(host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "localhost.evil.org", "", "127.0.0.1.org")],
 )
-def test_loopback(host: str, expected: bool) -> None:  # noqa: FBT001 # a parametrised expectation
+def test_loopback(host: str, expected: bool) -> None:
     """Only addresses that no other machine can reach count as loopback; a name is not trusted."""
     assert is_loopback(host) is expected
 
