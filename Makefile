@@ -32,9 +32,9 @@ run: $(RUN_MADE) ## Run the whole gateway on this machine until Ctrl-C
 	@exec $(BIN)/tierfall up --config $(CONFIG)
 
 test: $(DEV_MADE) lint ## Run every check that needs no Docker
-	$(BIN)/pytest
+	$(BIN)/pytest --ignore tests/docker
 
-test-docker: $(DOCKER_MADE) ## Run the tests that need a container engine
+test-docker: $(DOCKER_MADE) images ## Build the images and run the tests that need a container engine
 	$(BIN)/pytest tests/docker
 
 lint: $(DEV_MADE) ## Check style and types

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from tierfall.bus.dialer import Dialer
 from tierfall.bus.options import BusCounters, BusOptions
 from tierfall.bus.outbox import Outbox
+from tierfall.bus.refusals import Refusals
 from tierfall.bus.service import Service
 from tierfall.bus.subscription import Subscription, check_subscription
 from tierfall.bus.throttle import Throttle
-from tierfall.bus.wire import PERMISSIONS, SLOW_CONSUMER, Wire
+from tierfall.bus.wire import Wire
 from tierfall.errors import BusDown, PayloadTooLarge
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Bus:
         self._throttle = Throttle()
         self._routes: dict[int, Callback] = {}
         self._subscriptions: dict[int, Subscription] = {}
+        self._refusals = Refusals(self.counters, self._throttle, self._subscriptions)
         self._sids = itertools.count(1)
         self._listeners: list[Callable[[bool], None]] = []
         self._outbox = Outbox(self._loop)
@@ -227,6 +229,7 @@ class Bus:
             self._closed = True
             self._connected = False
             self._up.set()
+            self._refusals.close()
             self.counters.dropped += self._outbox.detach(kept_bytes=0)
             if self._keeper is not None:
                 self._keeper.cancel()
@@ -282,7 +285,7 @@ class Bus:
         return Wire(
             routes=self._routes,
             on_error=self._on_callback_error,
-            on_refusal=self._on_refusal,
+            on_refusal=self._refusals.note,
             on_lost=self._on_lost,
         )
 
@@ -384,15 +387,6 @@ class Bus:
         held = self._throttle.pass_("callback")
         if held is not None:
             logger.error("a callback failed (%d more since the last such line)", held, exc_info=error)
-
-    def _on_refusal(self, text: str) -> None:
-        if PERMISSIONS in text:
-            self.counters.permission_violations += 1
-        elif SLOW_CONSUMER in text:
-            self.counters.slow_consumer += 1
-        held = self._throttle.pass_(text)
-        if held is not None:
-            logger.error("NATS says: %s (%d more since the last such line)", text, held)
 
 
 def _jittered(delay_s: float) -> float:

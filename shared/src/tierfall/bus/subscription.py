@@ -72,6 +72,11 @@ class Subscription:
             self.joined = True
             self._send(self.sub_line)
 
+    def ask_again(self) -> None:
+        """Asks the server for what it refused before; does nothing while this has left."""
+        if self.joined:
+            self._send(self.sub_line)
+
     async def close(self) -> None:
         """Leaves, lets what was delivered be handled, and is gone. Again, it does nothing."""
         if self._closed:
