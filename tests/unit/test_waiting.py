@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 
 from tierfall.errors import TierBusy
+from tierfall_ingress import waiting
 from tierfall_ingress.waiting import WaitingRoom
 
 
@@ -159,3 +161,22 @@ async def test_a_worker_that_is_not_full_serves_the_whole_line() -> None:
         assert not await unlucky.turn(0.01, room.wakes), "in vain"
         assert crowd.called == ["a1", "a2"]
     await crowd.leave()
+
+
+async def test_retry_after_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is turned away is told to come back when those in line have had their turn, at the present pace."""
+    now = 1000.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    room = WaitingRoom("t", 10)
+    assert room.retry_after_s == waiting.UNKNOWN_PACE_S
+    for _ in range(10):  # one slot each two seconds
+        with room.ticket("a") as ticket:
+            ticket.served = True
+        now += 2.0
+    assert room.retry_after_s == pytest.approx(2.0)
+    with ExitStack() as stack:
+        for _ in range(9):
+            stack.enter_context(room.ticket("a"))
+        assert room.retry_after_s == pytest.approx(20.0)
+    now += 3600.0
+    assert room.retry_after_s == waiting.UNKNOWN_PACE_S

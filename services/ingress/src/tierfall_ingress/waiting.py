@@ -17,7 +17,13 @@ from tierfall.errors import TierBusy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RETRY_AFTER_S: Final = 2.0
+PACE_OF: Final = 64
+"""How many of the last served requests tell the pace."""
+PACE_WITHIN_S: Final = 60.0
+"""What was longer ago does not."""
+UNKNOWN_PACE_S: Final = 5.0
+SHORTEST_S: Final = 1.0
+LONGEST_S: Final = 60.0
 
 
 class Ticket:
@@ -95,6 +101,7 @@ class WaitingRoom:
         self.limit = limit
         self._lines: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._size = 0
+        self._served_at: deque[float] = deque(maxlen=PACE_OF)
         self.wakes = 0
 
     def __len__(self) -> int:
@@ -107,8 +114,17 @@ class WaitingRoom:
 
     @property
     def retry_after_s(self) -> float:
-        """What a request that was turned away is told to wait."""
-        return RETRY_AFTER_S
+        """What a request that was turned away is told to wait: until those who wait now have had their turn.
+
+        By the pace at which waiting requests got slots lately; where that is not known, a guess.
+        """
+        now = asyncio.get_running_loop().time()
+        while self._served_at and self._served_at[0] < now - PACE_WITHIN_S:
+            self._served_at.popleft()
+        if not self._served_at:
+            return UNKNOWN_PACE_S
+        took_s = now - self._served_at[0]
+        return min(max((self._size + 1) * took_s / len(self._served_at), SHORTEST_S), LONGEST_S)
 
     @contextmanager
     def ticket(self, key: str) -> Iterator[Ticket]:
@@ -127,6 +143,8 @@ class WaitingRoom:
             yield ticket
         finally:
             self._size -= 1
+            if ticket.served:
+                self._served_at.append(asyncio.get_running_loop().time())
             ticket.leave()
 
     def wake(self, *, each_the_next: bool = False) -> None:
