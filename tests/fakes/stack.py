@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from typing import TYPE_CHECKING, Any, Self
 
@@ -111,7 +112,8 @@ class Stack:
 
     async def add_worker(self, name: str, backend: Backend | None = None) -> WorkerProcess:
         """One more worker: for a tier with a backend, or for all tiers of a kind."""
-        key = f"{name}-{len(self.workers)}"
+        numbers = itertools.count(len(self.workers))  # after a death, a number may be taken
+        key = next(key for number in numbers if (key := f"{name}-{number}") not in self.workers)
         bus = await self._connect(key)
         if name in self._builds:
             tracer = self._tracer_of(f"worker-{name}")

@@ -6,7 +6,7 @@ import asyncio
 import struct
 from typing import TYPE_CHECKING, Final
 
-from tierfall.errors import NoWorkers, WorkerLost
+from tierfall.errors import BackendFault, ClientGone, NoWorkers, WorkerLost
 from tierfall.protocol import subjects
 from tierfall.protocol.failure import unpack_failure
 from tierfall.protocol.frames import Kind, encode
@@ -115,7 +115,10 @@ class Line:
             self.ending = frame.payload
             self._board.forget(self)
         elif kind is Kind.ERROR:
-            self._finish(unpack_failure(frame.payload))
+            error = unpack_failure(frame.payload)
+            if isinstance(error, ClientGone):  # only the ingress knows that, and answers nobody then
+                error = BackendFault("the worker reported an error that is not a worker's")
+            self._finish(error)
         self._wake()
 
     def no_responders(self) -> None:
@@ -175,10 +178,14 @@ class Line:
         if self.first_output_at is None:
             self.first_output_at = self.output_at
 
-    def _on_accepted(self, worker: bytes) -> None:
+    def _on_accepted(self, name: bytes) -> None:
+        worker = name.decode("ascii", "replace")
+        if self.accepted or not subjects.WORKER_ID.fullmatch(worker):
+            self.fail(WorkerLost("the request was accepted twice, or by a worker that cannot be addressed"))
+            return
         self.accepted = True
         self.accepted_at = self._loop.time()
-        self.worker = worker.decode("ascii", "replace")
+        self.worker = worker
         limit = self._board.part_bytes
         for number, start in enumerate(range(0, len(self._body), limit)):
             self._control(Kind.BODY, number, self._body[start : start + limit])

@@ -46,6 +46,7 @@ class Roster:
         self._on_idle = on_idle
         self._loop = asyncio.get_running_loop()
         self._beats: dict[str, dict[str, tuple[Beat, float]]] = {}
+        self._next_sweep = 0.0
         self._subscriptions: list[Subscription] = []
         self._pings = bus.inbox()
         self._confirmed: dict[str, float] = {}
@@ -119,8 +120,11 @@ class Roster:
 
     def _on_beat(self, message: Message) -> None:
         beat = unpack_beat(message.data)
-        if beat is None:
+        if beat is None or not subjects.WORKER_ID.fullmatch(beat.worker):
             return
+        if message.subject != subjects.presence(beat.tier, beat.worker):
+            return  # NATS permits a worker its own subject, not what it says in it
+        self._forget_stale()
         workers = self._beats.setdefault(beat.tier, {})
         if beat.gone:
             workers.pop(beat.worker, None)
@@ -128,6 +132,21 @@ class Roster:
         workers[beat.worker] = (beat, self._loop.time())
         if beat.backend == "up" and not beat.draining and beat.in_flight < beat.slots:
             self._on_idle(beat.tier)
+
+    def _forget_stale(self) -> None:
+        """Now and then drops the beats of workers that have not said goodbye."""
+        now = self._loop.time()
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + BEAT_STALE_S
+        for tier, workers in list(self._beats.items()):
+            for worker in [name for name, (_, at) in workers.items() if at < now - BEAT_STALE_S]:
+                del workers[worker]
+            if not workers:
+                del self._beats[tier]
+        known = {worker for workers in self._beats.values() for worker in workers}
+        for worker in self._confirmed.keys() - known:
+            del self._confirmed[worker]
 
     def _on_slot(self, message: Message) -> None:
         self._on_free_slot(message.subject.rpartition(".")[2])

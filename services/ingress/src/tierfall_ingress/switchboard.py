@@ -118,6 +118,9 @@ class Switchboard:
     def _turn_down(self, frame: Frame) -> None:
         """A worker accepted what nobody waits for any longer."""
         worker = frame.payload.decode("ascii", "replace")
+        if not subjects.WORKER_ID.fullmatch(worker):
+            _log.warning("dropped an acceptance: it names no worker")
+            return
         self._bus.publish(subjects.control(worker), encode(Kind.CANCEL, frame.stream, 0, b"too_late"))
 
     def _on_no_responders(self, token: str) -> None:

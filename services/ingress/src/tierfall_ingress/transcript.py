@@ -16,6 +16,8 @@ _EVENT: Final = b"data: "
 _event: Final = msgspec.json.Decoder(dict[str, Any])
 _body: Final = msgspec.json.Decoder(dict[str, Any])
 
+_UNREADABLE: Final = (msgspec.DecodeError, RecursionError)
+"""JSON may pass through unread that no parser can hold: a number above all floats, deep nesting."""
 _ONCE: Final = ("tool_calls", "function_call", "audio", "refusal")
 """Parts of an answer that cannot be continued in the middle."""
 
@@ -35,14 +37,22 @@ class Transcript:
 
     def finished(self, choices: int) -> bool:
         """Whether the client has the ``finish_reason`` of all its choices: nothing is missing but usage."""
-        return len({each.get("index", 0) for each in self._choices() if each.get("finish_reason")}) >= choices
+        try:
+            found = self._choices()
+        except _UNREADABLE:
+            return False
+        return len({each.get("index", 0) for each in found if each.get("finish_reason")}) >= choices
 
     def resume(self) -> Resume | None:
         """The point to go on from; None when this answer cannot be continued by another."""
         if self._size > KEPT_BYTES:
             return None
         content, reasoning, outputs = [], [], 0
-        for choice in self._choices():
+        try:
+            choices = self._choices()
+        except _UNREADABLE:
+            return None
+        for choice in choices:
             delta = choice.get("delta") or {}
             if choice.get("index", 0) or choice.get("logprobs") or any(delta.get(name) for name in _ONCE):
                 return None
@@ -68,7 +78,10 @@ def may_resume(body: bytes) -> bool:
     Never several choices, log probabilities, or an answer bound to a schema or grammar: its automaton would
     begin anew in the middle.
     """
-    asked = _body.decode(body)
+    try:
+        asked = _body.decode(body)
+    except _UNREADABLE:
+        return False
     form = asked.get("response_format")
     bound = isinstance(form, dict) and form.get("type") != "text"
     guided = any(name in asked for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar"))

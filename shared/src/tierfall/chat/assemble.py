@@ -6,7 +6,6 @@ result has the fields of OpenAI's non-streaming answer, and whatever else the ba
 
 from __future__ import annotations
 
-import binascii
 from base64 import b64decode, b64encode
 from typing import Any, Final
 
@@ -39,7 +38,7 @@ class Assembly:
             for choice in members.pop("choices", None) or ():
                 index = choice.pop("index", 0)
                 self._choices.setdefault(index, _Choice()).feed(choice)
-        except (RecursionError, AttributeError, TypeError):
+        except (msgspec.DecodeError, RecursionError, AttributeError, TypeError):
             raise StreamBroken("the backend sent a chunk whose fields are not those of a chunk") from None
         for name, value in members.items():
             if value is not None or name not in self._top:
@@ -140,7 +139,7 @@ def _joined_audio(pieces: _Text) -> str:
     """Base64 pieces as one: each was encoded by itself, so padding may stand in the middle."""
     try:
         return b64encode(b"".join(b64decode(piece, validate=True) for piece in pieces)).decode()
-    except binascii.Error:
+    except ValueError:  # no base64, or no ASCII
         return "".join(pieces)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tierfall.errors import ContinuationDiverged
+from tierfall.errors import ContinuationDiverged, StreamBroken
 
 _chunk: Final = msgspec.json.Decoder(dict[str, Any])
 _encoder: Final = msgspec.json.Encoder()
@@ -34,10 +34,14 @@ class Continuation:
 
         Raises:
             ContinuationDiverged: The answer is another one: what the client has cannot be continued by it.
+            StreamBroken: The chunk cannot be read.
         """
         if self.caught_up:
             return chunk
-        members = _chunk.decode(chunk)
+        try:
+            members = _chunk.decode(chunk)
+        except (msgspec.DecodeError, RecursionError):
+            raise StreamBroken("the backend sent a chunk that cannot be read") from None
         left = False
         for choice in members.get("choices") or ():
             left |= self._skip(choice)

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tierfall.protocol.frames import FrameError
+from tierfall.protocol.frames import STREAM_LIMIT, FrameError
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """What may be added to a counter: a backend that counts a negative number of tokens has not counted."""
@@ -89,14 +89,17 @@ def unpack(message: bytes) -> tuple[Envelope, bytes]:
     if start > len(message):
         raise FrameError("the envelope is cut off")
     try:
-        return _envelope.decode(memoryview(message)[_LENGTH.size : start]), message[start:]
-    except msgspec.DecodeError as error:
+        envelope = _envelope.decode(memoryview(message)[_LENGTH.size : start])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"no envelope: {error}") from None
+    if not 0 <= envelope.stream < STREAM_LIMIT:
+        raise FrameError("no envelope: its stream's id does not fit a frame")
+    return envelope, message[start:]
 
 
 def unpack_ending(payload: bytes) -> Ending:
     """The payload of an END frame; one that cannot be read says nothing."""
     try:
         return _ending.decode(payload)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Ending()

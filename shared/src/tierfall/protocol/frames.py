@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HEADER: Final = struct.Struct("!BQII")
 SEQ_LIMIT: Final = 1 << 32
+STREAM_LIMIT: Final = 1 << 64
 
 
 class Kind(enum.IntEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -13,6 +13,8 @@ BEAT_STALE_S: Final = 3.5
 RECOVERY_S: Final = 2.0
 """After NATS comes back, how long the others may take to come back too: they try at least each second."""
 
+Slots = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+"""Sums of them have to fit a metric."""
 BackendState = Literal["up", "loading", "down"]
 
 
@@ -23,8 +25,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tier: str
     kind: str
     """``vllm``, ``ollama``, ``cloud`` or a kind of somebody else's."""
-    slots: int
-    in_flight: int
+    slots: Slots
+    in_flight: Slots
     backend: BackendState
     reason: str = ""
     """Why the backend is not up, for ``/health`` and for the story of a failed ladder."""
@@ -48,5 +50,5 @@ def unpack_beat(payload: bytes) -> Beat | None:
     """The reverse; ``None`` for what is no beat."""
     try:
         return _decoder.decode(payload)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

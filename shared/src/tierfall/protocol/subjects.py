@@ -12,6 +12,8 @@ PREFIX: Final = "tierfall.v1"
 QUEUE_GROUP: Final = "workers"
 """The queue group that all workers of a tier share: NATS gives each request to one of them."""
 TIER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+WORKER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+"""What a worker may call itself: a safe subject token, and safe in a header."""
 
 PRESENCE_ALL: Final = f"{PREFIX}.presence.>"
 SLOTS_ALL: Final = f"{PREFIX}.slot.>"

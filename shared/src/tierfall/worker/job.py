@@ -121,6 +121,8 @@ class Job:
 
     def add_body(self, seq: int, part: bytes) -> None:
         """A further part of a body that did not fit one message; a lost part fails the attempt."""
+        if self._body_whole.is_set():
+            return  # the backend may be reading it
         if seq != self._body_seq:
             self.reply.fail(BackendFault("a part of the request body was lost on the bus"))
             if self._task is not None:
@@ -245,7 +247,10 @@ class Job:
 def _shorten(ask: Ask, tokens: int) -> bool:
     """Takes what was generated already off the request's limits; False when nothing is left of one."""
     for name in _LIMITS:
-        limit = msgspec.json.decode(ask.body.get(name, b"null"))
+        try:
+            limit = msgspec.json.decode(ask.body.get(name, b"null"))
+        except msgspec.DecodeError:
+            return False  # the backend took it for something: what, is not for us to say
         if isinstance(limit, int):
             if limit <= tokens:
                 return False

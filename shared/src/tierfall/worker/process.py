@@ -185,7 +185,7 @@ class WorkerProcess:
     def _obey(self, frame: Frame, reply_to: str) -> None:
         job = self._jobs.get(frame.stream)
         if job is None:
-            if frame.kind is Kind.LEASE:
+            if frame.kind is Kind.LEASE and reply_to:
                 # Its last frame was lost, or another process took the request: do not let it hang.
                 unknown = pack_failure(BackendFault("the worker no longer knows this request"))
                 self._bus.publish(reply_to, encode(Kind.ERROR, frame.stream, frame.seq, unknown))

@@ -135,7 +135,10 @@ class ResumedSink:
 
 
 def _moved(raw: msgspec.Raw, tokens: int) -> msgspec.Raw:
-    usage = _usage.decode(raw)
+    try:
+        usage = _usage.decode(raw)
+    except msgspec.DecodeError:
+        return raw  # no object: it is passed on as it is
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if isinstance(prompt, int) and isinstance(completion, int):
         moved = min(tokens, prompt)

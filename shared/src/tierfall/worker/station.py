@@ -136,6 +136,9 @@ class Station:
         if envelope.expires_at + CLOCK_SKEW_S < time.time():
             _log.info("tier %s: dropped request %s, delivered too late", self.name, envelope.request_id)
             return
+        if not message.reply or envelope.stream in self._jobs:
+            _log.warning("tier %s: dropped a request that is held already or wants no answer", self.name)
+            return
         refusal = self._refusal()
         if refusal is not None:
             self._bus.publish(message.reply, encode(Kind.ERROR, envelope.stream, 0, pack_failure(refusal)))
