@@ -137,6 +137,17 @@ async def test_next_tier_goes_on(tiers: Tiers) -> None:
     assert read.models == ["first", "second"]
 
 
+async def test_a_reload_in_mid_stream_changes_nothing(tiers: Tiers) -> None:
+    """A request lives by the config that it began with, also when its model is gone by the time it breaks."""
+    go_on = asyncio.Event()
+    tiers.a.scripts.extend([[*broken(*WORDS[:2])[:-1], go_on, StreamBroken("reset")], says(*WORDS)])
+    pending = asyncio.create_task(tiers.read())
+    await until(lambda: tiers.a.running == 1)
+    tiers.services.apply(tiers.parse(CONFIG.replace("  first:", "  renamed:")))
+    go_on.set()
+    expect_seamless(await pending)
+
+
 async def test_another_break_is_resumed_too(tiers: Tiers) -> None:
     """A stream may break again and again, as long as somebody goes on."""
     tiers.a.scripts.extend([broken(*WORDS[:1]), broken(*WORDS[:3]), says(*WORDS)])

@@ -169,8 +169,7 @@ class Exchange:
         ask, ladder = self._ask, self._ladder
         assert ask is not None  # noqa: S101 - there is no answer without them
         assert ladder is not None  # noqa: S101 - likewise
-        wanted = self._services.config.models[ask.model].on_stream_failure == "resume"
-        point = transcript.resume() if wanted and may_resume(ask.body) else None
+        point = transcript.resume() if ladder.resumes and may_resume(ask.body) else None
         if point is None:
             raise error
         broken.close()

@@ -301,6 +301,11 @@ class Ladder:
         return answer, first
 
     @property
+    def resumes(self) -> bool:
+        """Whether the model wants a broken stream resumed, by the config that the request began with."""
+        return self._config.models[self._ask.model].on_stream_failure == "resume"
+
+    @property
     def waited_s(self) -> float:
         """Seconds for which the request stood in line for a slot, over all tiers."""
         return self._admission.waited_s
