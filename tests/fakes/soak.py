@@ -41,9 +41,9 @@ MODELS: Final = ("first", "first", "first", "second", "alone")
 WORKERS: Final = 2
 CLIENTS: Final = 12
 HANG_S: Final = 30.0
+"""Longer than any budget: what is not over by then never will be."""
 SLOW_PIECES: Final = 200
 """After so many pieces a slow reader hurries up, or its own pauses would look like a gateway that hangs."""
-"""Longer than any budget: what is not over by then never will be."""
 CALM_S: Final = (2.0, 5.0)
 """Between two disturbances."""
 PAD_BYTES: Final = 1_500_000

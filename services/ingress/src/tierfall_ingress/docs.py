@@ -46,7 +46,11 @@ _ASK: Final[dict[str, Any]] = {
     "required": ["model", "messages"],
     "additionalProperties": True,
     "properties": {
-        "model": {"type": "string", "description": "A configured name; GET /v1/models lists them."},
+        "model": {
+            "type": "string",
+            "minLength": 1,
+            "description": "A configured name; GET /v1/models lists them.",
+        },
         "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
         "stream": {"type": "boolean", "nullable": True},
         "stream_options": {
