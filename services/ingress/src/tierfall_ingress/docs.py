@@ -56,10 +56,15 @@ _ASK: Final[dict[str, Any]] = {
         "stream_options": {
             "type": "object",
             "nullable": True,
+            "description": "Only with `stream: true`.",
             "properties": {"include_usage": {"type": "boolean", "nullable": True}},
         },
         "n": {"type": "integer", "nullable": True, "minimum": 1, "maximum": MAX_CHOICES},
     },
+    "anyOf": [
+        {"required": ["stream"], "properties": {"stream": {"type": "boolean", "enum": [True]}}},
+        {"properties": {"stream_options": {"type": "object", "nullable": True, "enum": [None]}}},
+    ],
     "example": {"model": "vllm-qwen", "messages": [{"role": "user", "content": "Say hello."}]},
 }
 _CHAT: Final[dict[str, Any]] = {

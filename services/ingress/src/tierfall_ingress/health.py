@@ -22,7 +22,12 @@ def add_health(api: FastAPI, services: Services) -> None:
     async def liveness() -> str:
         return "I'm alive!"
 
-    @api.get("/health/readiness", tags=["health"], summary="Can requests be sent here?")
+    @api.get(
+        "/health/readiness",
+        tags=["health"],
+        summary="Can requests be sent here?",
+        responses={503: {"description": "Not now; `reason` says why.", "content": {"application/json": {}}}},
+    )
     async def readiness() -> JSONResponse:
         problem = services.unready_because()
         return JSONResponse(
@@ -41,7 +46,13 @@ def add_health(api: FastAPI, services: Services) -> None:
         services.keys.caller(authorization)
         return report(services)
 
-    @api.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
+    @api.get(
+        "/metrics",
+        tags=["health"],
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
+    )
     @api.get("/metrics/", include_in_schema=False, response_class=Response)
     async def metrics(accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
         encode, content_type = choose_encoder(accept)
