@@ -213,6 +213,6 @@ async def test_hanging_up_in_the_body_leaves_nothing(gateway: Gateway) -> None:
     """Rule 25: a client that leaves before it has said all is forgotten."""
     async with RawClient(gateway.url) as client:
         await client.send(chat_request(asking())[:-5])
-        await until(lambda: gateway.services.meters.in_flight._value.get() == 1)
-    await until(lambda: gateway.services.meters.in_flight._value.get() == 0)
+        await until(lambda: gateway.services.meters.in_flight == 1)
+    await until(lambda: gateway.services.meters.in_flight == 0)
     assert gateway.one.asks == []

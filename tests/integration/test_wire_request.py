@@ -421,7 +421,7 @@ async def test_hanging_up_stops_the_work(gateway: Gateway, begun: bool, stream: 
             assert (await client.head())[0] == 200
         await until(lambda: gateway.one.running)
     await until(lambda: gateway.one.cancelled == 1 and gateway.idle)
-    await until(lambda: gateway.services.meters.in_flight._value.get() == 0)
+    await until(lambda: gateway.services.meters.in_flight == 0)
     metrics = (await gateway.client.get("/metrics")).text
     assert 'tierfall_requests_total{model="first",status="499"} 1.0' in metrics
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fakes.polling import until
 from tierfall import logs
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ def test_json_holds_the_fields_beside_the_message() -> None:
     stream = io.StringIO()
     logs.configure("ingress", environ={}, stream=stream)
     logging.getLogger("a.b").warning(
-        "two\nlines", extra={"fields": {"tier": "gpu", "level": "mine", "x": {1}}}
+        "two\nlines", extra={"fields": {"tier": "gpu", "level": "mine", "x": {1}, "y": len}}
     )
     line = json.loads(stream.getvalue())
     assert stream.getvalue().count("\n") == 1
     assert line["message"] == "two\nlines"
     assert (line["service"], line["logger"], line["level"]) == ("ingress", "a.b", "warning")
-    assert (line["tier"], line["x"]) == ("gpu", "{1}")
+    assert (line["tier"], line["x"], line["y"]) == ("gpu", [1], str(len))
     assert line["time"].endswith("Z")
 
 
@@ -84,3 +85,32 @@ def test_the_environment_sets_our_own_level() -> None:
         logs.configure("a", environ={"TIERFALL_LOG_LEVEL": "nonsense"}, stream=stream)
     logging.getLogger("tierfall.worker").debug("not shown either")
     assert json.loads(stream.getvalue())["message"] == "shown"
+
+
+async def test_lines_of_a_moment_are_written_together() -> None:
+    """In a running process a line costs no write of its own; a warning takes along what waits."""
+    stream = io.StringIO()
+    logs.configure("a", environ={}, stream=stream)
+    logging.getLogger("x").info("first")
+    logging.getLogger("x").info("second")
+    assert stream.getvalue() == ""
+    await until(lambda: stream.getvalue().count("\n") == 2)
+    logging.getLogger("x").info("third")
+    logging.getLogger("x").warning("loud")
+    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == [
+        "first",
+        "second",
+        "third",
+        "loud",
+    ]
+
+
+def test_a_field_that_is_no_json_does_not_lose_the_line() -> None:
+    """Half a surrogate pair is no UTF-8, a number may be above JSON's: the line is written anyway."""
+    stream = io.StringIO()
+    logs.configure("a", environ={}, stream=stream)
+    logging.getLogger("x").warning("odd", extra={"fields": {"name": "\ud800", "count": 1 << 70}})
+    assert json.loads(stream.getvalue()) == json.loads(stream.getvalue()) | {
+        "name": "\ud800",
+        "count": 1 << 70,
+    }

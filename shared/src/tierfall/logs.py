@@ -7,12 +7,15 @@ What a message is about goes beside the text, so that both forms show it::
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, TextIO
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +24,9 @@ MODE_VARIABLE: Final = "TIERFALL_LOG"
 """``human`` or ``json`` settles the form; anything else leaves it to whether stderr is a terminal."""
 LEVEL_VARIABLE: Final = "TIERFALL_LOG_LEVEL"
 """The least level that is shown of Tierfall's own loggers, in any case; other words count for nothing."""
+
+WRITE_WITHIN_S: Final = 0.05
+"""How long a line that is no warning may wait for others: a write for each would be a tenth of a request."""
 
 _PLAIN: Final = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.:/@+,;()[]<>~%*!?"
@@ -49,13 +55,56 @@ def configure(
     known = os.environ if environ is None else environ
     mode = known.get(MODE_VARIABLE, "")
     human = mode == "human" or (mode != "json" and target.isatty())
-    handler = logging.StreamHandler(target)
+    handler = BatchHandler(target)
     handler.setFormatter(HumanFormatter() if human else JsonFormatter(name))
+    # What no line shows need not be looked up for each (logging's own advice, "Optimization").
+    logging._srcfile = None  # noqa: SLF001 - the documented way
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.setLevel(level.upper())
     root.handlers[:] = [handler]
     own = logging.getLevelNamesMapping().get(known.get(LEVEL_VARIABLE, "").upper(), logging.NOTSET)
     logging.getLogger("tierfall").setLevel(own)
+
+
+class BatchHandler(logging.StreamHandler[TextIO]):
+    """Writes the lines of a moment together; a warning, or a line outside of an event loop, at once."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+        self._due = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes one line; logging holds the handler's lock meanwhile."""
+        try:
+            self._lines.append(self.format(record))
+        except Exception:  # noqa: BLE001 - a record that cannot be formatted is logging's own matter
+            self.handleError(record)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is None or record.levelno >= logging.WARNING:
+            self.flush()
+        elif not self._due:
+            self._due = True
+            loop.call_later(WRITE_WITHIN_S, self._write_due)
+
+    def flush(self) -> None:
+        """Writes what there is; called at the process's end, too."""
+        self.acquire()
+        try:
+            lines, self._lines = self._lines, []
+            if lines:
+                self.stream.write("\n".join([*lines, ""]))
+                super().flush()
+        finally:
+            self.release()
+
+    def _write_due(self) -> None:
+        self._due = False
+        self.flush()
 
 
 class HumanFormatter(logging.Formatter):
@@ -69,7 +118,7 @@ class HumanFormatter(logging.Formatter):
         return "\n".join(part for part in (f"{line} {pairs}".rstrip(), _traceback(self, record)) if part)
 
 
-_encode: Final = json.JSONEncoder(ensure_ascii=False, default=str).encode
+_encoder: Final = msgspec.json.Encoder(enc_hook=str)
 
 
 class JsonFormatter(logging.Formatter):
@@ -93,7 +142,10 @@ class JsonFormatter(logging.Formatter):
         traceback = _traceback(self, record)
         if traceback:
             line["traceback"] = traceback
-        return _encode(line)
+        try:
+            return _encoder.encode(line).decode()
+        except (TypeError, ValueError):  # a lone surrogate, a number above all: the slow way knows them
+            return json.dumps(line, default=str)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Exchange:
 
     async def run(self) -> None:
         """Reads, climbs, answers; every way out is counted and logged once."""
-        self._services.meters.in_flight.inc()
+        self._services.meters.in_flight += 1
         status, failure = 200, None
         try:
             await self._run()
@@ -105,7 +105,7 @@ class Exchange:
             status = failure.status
             await self._fail(failure)
         finally:
-            self._services.meters.in_flight.dec()
+            self._services.meters.in_flight -= 1
             self._report(status, failure)
 
     async def _run(self) -> None:

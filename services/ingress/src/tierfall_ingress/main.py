@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 import uvloop
 
-from tierfall import logs
+from tierfall import logs, memory
 from tierfall.bus import Bus, BusOptions
 from tierfall.config import Watcher, load
 from tierfall.errors import BusDown, ConfigError
@@ -68,6 +68,7 @@ async def serve(path: Path, config: Config) -> None:
     await services.start()
     services.expect_beats()
     server = Server(services)
+    memory.settle()
     loop = asyncio.get_running_loop()
     watcher = Watcher(
         path,

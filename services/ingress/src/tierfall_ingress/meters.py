@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Gauge
 
-from tierfall.telemetry.metrics import SECONDS_BUCKETS, BusCollector, Labelled, new_registry
+from tierfall.telemetry.metrics import BusCollector, Counts, Timings, new_registry
 from tierfall_ingress.standings import StandingsCollector
 
 if TYPE_CHECKING:
@@ -26,7 +26,11 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = new_registry("ingress")
-        self.in_flight = Gauge("tierfall_in_flight", "Chat requests under way.", registry=self.registry)
+        self.in_flight = 0
+        """Chat requests under way."""
+        Gauge("tierfall_in_flight", "Chat requests under way.", registry=self.registry).set_function(
+            lambda: self.in_flight
+        )
         self._requests = self._counter(
             "tierfall_requests", "Chat requests, by model asked for and HTTP status.", "model", "status"
         )
@@ -92,15 +96,15 @@ class Meters:
 
     def attempted(self, tier: str, outcome: str) -> None:
         """An attempt ended: ``ok`` or an error's slug."""
-        self._attempts(tier, outcome).inc()
+        self._attempts.add((tier, outcome))
 
     def escalated(self, tier: str, reason: str) -> None:
         """A request left ``tier`` for a later one."""
-        self._escalations(tier, reason).inc()
+        self._escalations.add((tier, reason))
 
     def broke(self, tier: str, reason: str) -> None:
         """A stream broke after its first output, and another attempt is to go on with it."""
-        self._broken(tier, reason).inc()
+        self._broken.add((tier, reason))
 
     def finished(
         self, model: str, status: int, took_s: float, answer: Answer | None, ending: Ending | None
@@ -114,23 +118,27 @@ class Meters:
             answer: Whose it was, if anybody's.
             ending: What its worker said at its end, if it came to one.
         """
-        self._requests(model, str(status)).inc()
-        self._seconds(model).observe(took_s)
-        self._litellm_requests(model).inc()
+        self._requests.add((model, str(status)))
+        self._seconds.add((model,), took_s)
+        self._litellm_requests.add((model,))
         if status >= FAILED_FROM:
-            self._litellm_failed(model).inc()
+            self._litellm_failed.add((model,))
         if answer is None:
             return
-        self._first_output(answer.tier).observe(answer.first_output_s)
+        self._first_output.add((answer.tier,), answer.first_output_s)
         if status < FAILED_FROM:
-            self._litellm_latency(model, answer.model).observe(took_s)
-            self._litellm_first_token(model, answer.model).observe(answer.attempt_output_s)
+            self._litellm_latency.add((model, answer.model), took_s)
+            self._litellm_first_token.add((model, answer.model), answer.attempt_output_s)
         if ending is not None:
-            self._tokens(answer.model, "prompt").inc(ending.prompt_tokens)
-            self._tokens(answer.model, "completion").inc(ending.completion_tokens)
+            self._tokens.add((answer.model, "prompt"), ending.prompt_tokens)
+            self._tokens.add((answer.model, "completion"), ending.completion_tokens)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Labelled[Counter]:
-        return Labelled(Counter(name, text, labels, registry=self.registry))
+    def _counter(self, name: str, text: str, *labels: str) -> Counts:
+        counts = Counts(name, text, *labels)
+        self.registry.register(counts)
+        return counts
 
-    def _histogram(self, name: str, text: str, *labels: str) -> Labelled[Histogram]:
-        return Labelled(Histogram(name, text, labels, buckets=SECONDS_BUCKETS, registry=self.registry))
+    def _histogram(self, name: str, text: str, *labels: str) -> Timings:
+        timings = Timings(name, text, *labels)
+        self.registry.register(timings)
+        return timings

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
-from tierfall import logs
+from tierfall import logs, memory
 from tierfall.bus import Bus, BusOptions
 from tierfall.config import Watcher, load
 from tierfall.errors import BusDown, ConfigError
@@ -131,6 +131,7 @@ async def _serve_on(bus: Bus, process: WorkerProcess, path: Path, config: Config
     loop.add_signal_handler(signal.SIGHUP, watcher.reload_now)
     async with watcher:
         await process.start(config)
+        memory.settle()
         _log.info("%s is ready", process.id)
         await stop.wait()
         _log.info("draining")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Histogram
 from prometheus_client.registry import Collector
 
-from tierfall.telemetry.metrics import SECONDS_BUCKETS, BusCollector, Labelled, new_registry, tier_gauge
+from tierfall.telemetry.metrics import BusCollector, Counts, Timings, new_registry, tier_gauge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -32,42 +31,33 @@ class Meters:
 
     def __init__(self, kind: str, bus: Bus, stations: Stations) -> None:
         registry = self.registry = new_registry(f"worker-{kind}")
-        self._requests = Labelled(
-            Counter(
-                "tierfall_worker_requests",
-                "Attempts that this worker held, by tier and outcome.",
-                ["tier", "outcome"],
-                registry=registry,
-            )
+        self._requests = Counts(
+            "tierfall_worker_requests",
+            "Attempts that this worker held, by tier and outcome.",
+            "tier",
+            "outcome",
         )
-        self._first_output = Labelled(
-            Histogram(
-                "tierfall_worker_first_output_seconds",
-                "From asking the backend to its first real output.",
-                ["tier"],
-                buckets=SECONDS_BUCKETS,
-                registry=registry,
-            )
+        self._first_output = Timings(
+            "tierfall_worker_first_output_seconds",
+            "From asking the backend to its first real output.",
+            "tier",
         )
-        self._tokens = Labelled(
-            Counter(
-                "tierfall_worker_tokens",
-                "Tokens of whole answers, as the backend counts them.",
-                ["tier", "kind"],
-                registry=registry,
-            )
+        self._tokens = Counts(
+            "tierfall_worker_tokens", "Tokens of whole answers, as the backend counts them.", "tier", "kind"
         )
+        for metric in (self._requests, self._first_output, self._tokens):
+            registry.register(metric)
         registry.register(BusCollector(bus))
         registry.register(StationsCollector(stations))
 
     def finished(self, tier: str, job: Job) -> None:
         """A request has left its slot."""
-        self._requests(tier, job.outcome).inc()
+        self._requests.add((tier, job.outcome))
         if job.first_output_s is not None:
-            self._first_output(tier).observe(job.first_output_s)
+            self._first_output.add((tier,), job.first_output_s)
         if job.ending is not None:
-            self._tokens(tier, "prompt").inc(job.ending.prompt_tokens)
-            self._tokens(tier, "completion").inc(job.ending.completion_tokens)
+            self._tokens.add((tier, "prompt"), job.ending.prompt_tokens)
+            self._tokens.add((tier, "completion"), job.ending.completion_tokens)
 
 
 class StationsCollector(Collector):
