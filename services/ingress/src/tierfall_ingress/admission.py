@@ -6,10 +6,10 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from tierfall.errors import BackendDown, ClientGone, NoWorkers, TierBusy, WorkerLost
+from tierfall.errors import BackendDown, ClientGone, NoWorkers, TierBusy
 from tierfall.protocol.envelope import Envelope
 from tierfall_ingress.line import WINDOW_BYTES
-from tierfall_ingress.switchboard import new_stream
+from tierfall_ingress.switchboard import ACCEPT_S, new_stream
 
 if TYPE_CHECKING:
     from tierfall.protocol.envelope import Resume
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from tierfall_ingress.line import Line
     from tierfall_ingress.services import Services
 
-ACCEPT_S: Final = 2.0
-"""How long a worker may take to say that it holds a request."""
 STRAGGLER_TRIES: Final = 16
 """How often a request that reached a worker just as it filled up is sent again at once. Hardly more workers
 than that fill up in the same moment, and each has left its queue group by the time it says so."""
@@ -139,9 +137,6 @@ class Admission:
         return self._services.switchboard.open(rung.tier, envelope, ask.body)
 
     async def _accepted(self, line: Line) -> None:
-        overdue = asyncio.get_running_loop().call_later(
-            ACCEPT_S, line.fail, WorkerLost(f"no worker of tier {line.tier!r} accepted within {ACCEPT_S:g} s")
-        )
         try:
             while not line.accepted:
                 if line.error is not None:
@@ -150,8 +145,6 @@ class Admission:
         except asyncio.CancelledError:
             line.fail(ClientGone("the request was given up"))
             raise
-        finally:
-            overdue.cancel()
 
     async def _check_alive(self, tier: str) -> None:
         """Nobody took it: raises unless that is because everybody is busy."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import FirstTokenDeadline, IdleDeadline, TotalDeadline
@@ -41,40 +40,45 @@ class Clocks:
         *,
         streaming: bool,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = line.loop
         self._line = line
         self._deadlines = deadlines
         self._since = since
         self._may_cut = may_cut
         now = self._loop.time()
-        self._total = self._loop.call_at(now + deadlines.total, self._on_total)
-        first = max(now, since + deadlines.first_token)
-        self._next = self._loop.call_at(min(first, now + deadlines.idle), self._check)
-        self._pause = self._loop.call_at(now + PAUSE_S, self._on_pause) if streaming else None
+        self._ends_at = now + deadlines.total
+        self._pause_at = now + PAUSE_S if streaming else float("inf")
+        self._set(now, max(now, since + deadlines.first_token))
 
     def stop(self) -> None:
         """The attempt is over."""
-        self._total.cancel()
-        self._next.cancel()
-        if self._pause is not None:
-            self._pause.cancel()
+        self._timer.cancel()
 
-    def _on_pause(self) -> None:
-        """Lets the client hear something in a long pause; before the first output nothing may be sent."""
-        now, line = self._loop.time(), self._line
-        due = line.read_at + PAUSE_S
-        if now >= due and line.output_at is not None:
-            line.keep_alive()
-        self._pause = self._loop.call_at(due if due > now else now + PAUSE_S, self._on_pause)
-
-    def _on_total(self) -> None:
-        self._line.fail(TotalDeadline(f"the attempt ran longer than {self._deadlines.total:g} s"))
+    def _set(self, now: float, due: float) -> None:
+        """One timer for all: the next moment at which there may be something to do."""
+        at = min(due, now + self._deadlines.idle, self._ends_at, self._pause_at)
+        self._timer = self._loop.call_at(at, self._check)
 
     def _check(self) -> None:
         now = self._loop.time()
+        if now >= self._ends_at:
+            self._line.fail(TotalDeadline(f"the attempt ran longer than {self._deadlines.total:g} s"))
+            return
+        if now >= self._pause_at:
+            self._pause_at = self._after_pause(now)
         due = self._first_due(now) if self._line.output_at is None else self._idle_due(now)
         if due is not None:
-            self._next = self._loop.call_at(min(due, now + self._deadlines.idle), self._check)
+            self._set(now, due)
+
+    def _after_pause(self, now: float) -> float:
+        """Lets the client hear something in a long pause; before the first output nothing may be sent."""
+        line = self._line
+        due = line.read_at + PAUSE_S
+        if now < due:
+            return due
+        if line.output_at is not None:
+            line.keep_alive()
+        return now + PAUSE_S
 
     def _first_due(self, now: float) -> float | None:
         """When to look again before the first output; None when it is too late."""

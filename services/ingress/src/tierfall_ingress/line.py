@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +11,8 @@ from tierfall.protocol.failure import unpack_failure
 from tierfall.protocol.frames import Kind, encode
 
 if TYPE_CHECKING:
+    import asyncio
+
     from tierfall.bus import Bus
     from tierfall.errors import TierfallError
     from tierfall.protocol.frames import Frame
@@ -31,6 +32,7 @@ class Line:
     with :meth:`fail`. So its reader has one thing to wait for.
 
     Attributes:
+        opened_at: Loop time when it was published.
         worker: The id of the worker that holds the request, once it has accepted.
         accepted_at: Loop time when it did.
         first_output_at: Loop time of the first real output, ``None`` before it.
@@ -38,6 +40,7 @@ class Line:
         doing: What the worker last said that it is doing.
         ended: Whether the answer is whole.
         error: Why there will be no (more) answer.
+        loop: The event loop.
     """
 
     __slots__ = (
@@ -46,7 +49,6 @@ class Line:
         "_bus",
         "_chunks",
         "_credited",
-        "_loop",
         "_parts",
         "_seq",
         "_taken",
@@ -58,6 +60,8 @@ class Line:
         "ending",
         "error",
         "first_output_at",
+        "loop",
+        "opened_at",
         "output_at",
         "read_at",
         "stream",
@@ -68,7 +72,7 @@ class Line:
     def __init__(self, board: Switchboard, bus: Bus, stream: int, tier: str, rest_of_body: bytes) -> None:
         self._board = board
         self._bus = bus
-        self._loop = asyncio.get_running_loop()
+        self.loop = board.loop
         self._body = rest_of_body
         self._chunks: list[bytes] = []
         self._parts: list[bytes] = []
@@ -83,7 +87,7 @@ class Line:
         self.accepted_at = 0.0
         self.first_output_at: float | None = None
         self.output_at: float | None = None
-        self.read_at = self._loop.time()
+        self.opened_at = self.read_at = self.loop.time()
         self.doing = ""
         self.ended = False
         self.ending = b""
@@ -149,7 +153,7 @@ class Line:
 
     async def changed(self) -> None:
         """Waits for the next frame or end."""
-        self._waiter = self._loop.create_future()
+        self._waiter = self.loop.create_future()
         try:
             await self._waiter
         finally:
@@ -165,7 +169,7 @@ class Line:
         chunks, self._chunks = self._chunks, []
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._taken += len(data)
-        self.read_at = self._loop.time()
+        self.read_at = self.loop.time()
         if self._taken - self._credited >= CREDIT_EVERY_BYTES and not self.ended and self._bus.connected:
             self._credited = self._taken
             self._control(Kind.CREDIT, 0, _CREDIT.pack(self._taken))
@@ -174,7 +178,7 @@ class Line:
     # -- inside
 
     def _on_output(self) -> None:
-        self.output_at = self._loop.time()
+        self.output_at = self.loop.time()
         if self.first_output_at is None:
             self.first_output_at = self.output_at
 
@@ -184,7 +188,7 @@ class Line:
             self.fail(WorkerLost("the request was accepted twice, or by a worker that cannot be addressed"))
             return
         self.accepted = True
-        self.accepted_at = self._loop.time()
+        self.accepted_at = self.loop.time()
         self.worker = worker
         limit = self._board.part_bytes
         for number, start in enumerate(range(0, len(self._body), limit)):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +17,7 @@ from tierfall.protocol import subjects
 from tierfall.protocol.envelope import pack
 from tierfall.protocol.frames import FrameError, Kind, decode, encode
 from tierfall.protocol.presence import RECOVERY_S
+from tierfall_ingress.entropy import entropy
 from tierfall_ingress.line import Line
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tierfall.protocol.frames import Frame
 
 LEASE_EVERY_S: Final = 0.5
+ACCEPT_S: Final = 2.0
+"""How long a worker may take to say that it holds a request; looked at each time that leases are renewed."""
 PART_BYTES: Final = 512 * 1024
 """A larger body goes in parts: one that went whole would hold up all that is queued behind it."""
 ENVELOPE_RESERVE_BYTES: Final = 16 * 1024
@@ -38,7 +40,7 @@ _log: Final = logging.getLogger("tierfall.ingress")
 
 def new_stream() -> int:
     """An attempt's id: random, so that a late or foreign frame finds nobody."""
-    return secrets.randbits(64)
+    return int.from_bytes(entropy.take(8))
 
 
 class Switchboard:
@@ -52,7 +54,7 @@ class Switchboard:
     def __init__(self, bus: Bus, on_lost: Callable[[str], None]) -> None:
         self._bus = bus
         self._on_lost = on_lost
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._base = bus.inbox()
         self._lines: dict[int, Line] = {}
         self._recovered_at = 0.0
@@ -126,7 +128,7 @@ class Switchboard:
     def _on_no_responders(self, token: str) -> None:
         kind, _, worker = token.partition(".")
         if kind == _LEASE_TOKEN:
-            if self._loop.time() < self._recovered_at:
+            if self.loop.time() < self._recovered_at:
                 return  # NATS was away: the worker may be on its way back, with its answers
             for line in [line for line in self._lines.values() if line.worker == worker]:
                 line.fail(WorkerLost(f"worker {worker} is gone"))
@@ -142,7 +144,7 @@ class Switchboard:
     def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature
         """What no worker holds when NATS goes away may never have reached one: it is sent again."""
         if connected:
-            self._recovered_at = self._loop.time() + RECOVERY_S
+            self._recovered_at = self.loop.time() + RECOVERY_S
         else:
             for line in [line for line in self._lines.values() if not line.accepted]:
                 line.fail(WorkerLost("the connection to NATS was lost before a worker accepted"))
@@ -152,6 +154,7 @@ class Switchboard:
             await asyncio.sleep(LEASE_EVERY_S)
             if not self._bus.connected:
                 continue
+            self._fail_unaccepted()
             leases: defaultdict[str, list[bytes]] = defaultdict(list)
             for line in self._lines.values():
                 if line.worker:
@@ -159,3 +162,8 @@ class Switchboard:
             for worker, frames in leases.items():
                 reply = f"{self._base}.{_LEASE_TOKEN}.{worker}"
                 self._bus.publish(subjects.control(worker), b"".join(frames), reply=reply)
+
+    def _fail_unaccepted(self) -> None:
+        limit = self.loop.time() - ACCEPT_S
+        for line in [line for line in self._lines.values() if not line.accepted and line.opened_at < limit]:
+            line.fail(WorkerLost(f"no worker of tier {line.tier!r} accepted within {ACCEPT_S:g} s"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+
+from tierfall_ingress.entropy import entropy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -26,7 +27,7 @@ def request_id(given: str | None) -> str:
     """The caller's ``x-request-id`` if it is harmless in logs and headers, else a new one."""
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given
-    return secrets.token_hex(16)
+    return entropy.take(16).hex()
 
 
 def error_body(error: TierfallError) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, cast
@@ -227,21 +228,39 @@ class Job:
     async def _pass_on(self, ask: Ask, chunks: ChunkStream, sink: Sink, asked_at: float) -> None:
         # A backend's chat is an async generator function; closing it is what closes its connection.
         items = cast("AsyncGenerator[bytes | Progress, None]", self._backend.chat(ask))
-        tail_s = min(TAIL_S, 2 * self._envelope.signs_every_s)  # within the ingress's idle clock
         async with aclosing(items):
-            while (item := await _next(items, chunks, tail_s)) is not None:
+            async for item in items:
                 if isinstance(item, Progress):
                     self.reply.progress(item.doing)
                     continue
-                chunk = chunks.feed(item)
-                if self.first_output_s is None and chunks.started:
-                    self.first_output_s = self._loop.time() - asked_at
-                    self._trace.first_output(item, self.first_output_s)
-                if chunk:
-                    sink.feed(chunk)
-                    await self.reply.room()
+                self._take(item, chunks, sink, asked_at)
+                await self.reply.room()
+                if chunks.complete:
+                    break
+            else:
+                raise _incomplete(chunks)
+            await self._finish(items, chunks, sink)
+
+    async def _finish(
+        self, items: AsyncGenerator[bytes | Progress, None], chunks: ChunkStream, sink: Sink
+    ) -> None:
+        """Takes what follows a complete answer: its usage, above all. How that ends no longer matters."""
+        tail_s = min(TAIL_S, 2 * self._envelope.signs_every_s)  # within the ingress's idle clock
+        with contextlib.suppress(BackendError, TimeoutError):
+            async with asyncio.timeout(tail_s):
+                async for item in items:
+                    if not isinstance(item, Progress):
+                        self._take(item, chunks, sink, self._loop.time())
         if not chunks.complete:
             raise _incomplete(chunks)
+
+    def _take(self, item: bytes, chunks: ChunkStream, sink: Sink, asked_at: float) -> None:
+        chunk = chunks.feed(item)
+        if self.first_output_s is None and chunks.started:
+            self.first_output_s = self._loop.time() - asked_at
+            self._trace.first_output(item, self.first_output_s)
+        if chunk:
+            sink.feed(chunk)
 
 
 def _shorten(ask: Ask, tokens: int) -> bool:
@@ -268,19 +287,6 @@ def _incomplete(chunks: ChunkStream) -> TierfallError:
     if chunks.missing and chunks.finish_reasons:
         return UnsupportedByTier("the backend answers with fewer choices than 'n' asks for", param="n")
     return StreamBroken("the backend's answer ended before its finish_reason")
-
-
-async def _next(
-    items: AsyncGenerator[bytes | Progress, None], chunks: ChunkStream, tail_s: float
-) -> bytes | Progress | None:
-    """The next item; None at the end, also at an end that no longer matters to a complete answer."""
-    if not chunks.complete:
-        return await anext(items, None)
-    try:
-        async with asyncio.timeout(tail_s):
-            return await anext(items, None)
-    except (BackendError, TimeoutError):
-        return None
 
 
 def _ending(chunks: ChunkStream) -> Ending:

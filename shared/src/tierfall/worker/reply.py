@@ -116,9 +116,9 @@ class Reply:
         self.subject = subject
         self.home = subject.rpartition(".")[0]
 
-    def accepted(self, worker: str) -> None:
-        """The request has a slot."""
-        self._control(Kind.ACCEPTED, worker.encode())
+    def accepted(self, worker: str, *, urgent: bool) -> None:
+        """The request has a slot; unless it is urgent, a fast answer takes the word along."""
+        self._control(Kind.ACCEPTED, worker.encode(), urgent=urgent)
 
     def progress(self, doing: str) -> None:
         """Alive, nothing to show."""
@@ -188,9 +188,9 @@ class Reply:
         self._seq = (self._seq + 1) % SEQ_LIMIT
         return frame
 
-    def _control(self, kind: Kind, payload: bytes) -> None:
+    def _control(self, kind: Kind, payload: bytes, *, urgent: bool = True) -> None:
         self._ready.append(self._frame(kind, payload))
-        self._outbox.touch(self, urgent=True)
+        self._outbox.touch(self, urgent=urgent)
 
     def _finish(self, kind: Kind, payload: bytes) -> None:
         self._last = (kind, payload)

@@ -161,7 +161,9 @@ class Station:
         self._unsent.add(job.stream)
         self.in_flight += 1
         self._idle.clear()
-        reply.accepted(self._worker)
+        reply.accepted(
+            self._worker, urgent=len(part) < envelope.body_size
+        )  # the rest of its body waits for it
         task = job.start()
         task.add_done_callback(lambda _: self._release(job))
         if self.in_flight >= self._tier.max_in_flight:
