@@ -42,7 +42,7 @@ class Guarded(Stack):
         self._folder = folder
         self.one, self.two = ScriptedBackend(), ScriptedBackend()
         self._others: list[Bus] = []
-        nats = NatsServer(write_users(folder))
+        nats = NatsServer(write_users(folder), jetstream=True)
         super().__init__(TIERS, {"one": self.one, "two": self.two}, nats=nats)
 
     async def __aenter__(self) -> Self:

@@ -8,6 +8,7 @@ import json
 import stat
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from fakes.guarded import TIERS, Guarded, write_users
@@ -18,8 +19,9 @@ from fakes.scripted import chunk
 from tierfall.bus import Bus, BusOptions, Message, nkey
 from tierfall.cli.main import main
 from tierfall.cli.nats_config import run, user_names
-from tierfall.errors import BackendFault, BusDown, ConfigError
+from tierfall.errors import BackendFault, BusDown, ConfigError, StoreUnavailable
 from tierfall.protocol import subjects
+from tierfall.store import KEYS, QUOTA, Bucket, Entry, jetstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -178,6 +180,50 @@ async def test_permissions_that_come_later_count(stack: Guarded) -> None:
         while not await taken():  # noqa: ASYNC110 - a server that has reloaded sets no event
             await asyncio.sleep(POLL_S)
     assert worker.counters.reconnects == 0
+
+
+async def test_what_lasts_is_open_to_whom_it_concerns(
+    stack: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ingress makes and follows both buckets, people and cloud workers write what is theirs."""
+    ingress, admin = await stack.user("ingress"), await stack.user("admin")
+    cloud = await stack.user("worker-cloud")
+    quota, keys = await Bucket.open(ingress, QUOTA), await Bucket.open(ingress, KEYS)
+    told: list[Entry] = []
+    watches = [bucket.watch(told.append) for bucket in (quota, keys)]
+    await (await Bucket.open(cloud, QUOTA)).put("groq", b"1", expected=0)
+    await (await Bucket.open(admin, KEYS)).put("key", b"2", expected=0)
+    await quota.put("client", b"3")
+    await until(lambda: {entry.key for entry in told} == {"groq", "key", "client"})
+    seen: list[Entry] = []
+    watches.append(Bucket(admin, QUOTA).watch(seen.append))
+    await until(lambda: len(seen) == 2)
+    for watch in watches:
+        await watch.close()
+    assert not sum(bus.counters.permission_violations for bus in (ingress, admin, cloud))
+
+    monkeypatch.setattr(jetstream, "TIMEOUT_S", 0.3)
+    vllm = await stack.user("worker-vllm")
+    tap = msgspec.json.encode({"name": "KV_tierfall_quota", "subjects": [subjects.chat(">")]})
+    forbidden = [
+        (ingress, Bucket(ingress, KEYS).put("mine", b"4")),
+        (cloud, Bucket(cloud, KEYS).get("key")),
+        (cloud, jetstream.ask(cloud, "$JS.API.STREAM.UPDATE.KV_tierfall_quota", tap)),
+        (cloud, jetstream.ask(cloud, "$JS.API.CONSUMER.CREATE.KV_tierfall_quota.a", b"{}")),
+        (cloud, jetstream.ask(cloud, "$JS.API.STREAM.CREATE.TAP", tap)),
+        (admin, jetstream.ask(admin, "$JS.API.STREAM.UPDATE.KV_tierfall_quota", tap)),
+        (admin, jetstream.ask(admin, "$JS.API.STREAM.CREATE.TAP", tap)),
+        (vllm, Bucket(vllm, QUOTA).get("groq")),
+        (vllm, Bucket(vllm, QUOTA).put("groq", b"0")),
+    ]
+    for bus, doing in forbidden:
+        before = bus.counters.permission_violations
+        with pytest.raises(StoreUnavailable, match="NATS does not allow this user"):
+            await doing
+        assert bus.counters.permission_violations == before + 1
+    found = await Bucket(admin, KEYS).get("key")
+    assert found is not None
+    assert found.value == b"2"
 
 
 async def test_people_see_who_is_there_and_no_prompts(stack: Guarded) -> None:

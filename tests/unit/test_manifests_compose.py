@@ -74,7 +74,7 @@ def test_each_service_sees_its_own_secrets_alone(services: dict[str, Any]) -> No
         mounted = volumes(services[name])
         assert [volume for volume in mounted if volume.startswith("key-")] == [f"key-{name}"]
         assert mounted[f"key-{name}"] == "/run/tierfall"
-    assert volumes(services["nats"]) == {"nats-conf": "/etc/nats"}
+    assert volumes(services["nats"]) == {"nats-conf": "/etc/nats", "nats-data": "/data"}
 
 
 def test_nothing_is_published_beyond_loopback(services: dict[str, Any]) -> None:

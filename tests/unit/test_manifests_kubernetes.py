@@ -274,6 +274,17 @@ def test_nats_server_takes_its_config(tmp_path: Path, overlay: str) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
+def test_nats_keeps_its_store_on_a_volume() -> None:
+    """JetStream writes to the volume that each server has, as the user that it runs as."""
+    nats = workloads()["nats"]["spec"]
+    pod = nats["template"]["spec"]
+    (claim,) = [entry["metadata"]["name"] for entry in nats["volumeClaimTemplates"]]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsUser"]
+    for path in ("base", "overlays/home-lab"):
+        assert f'store_dir: "{mounts[claim]}"' in (K8S / path / "nats.conf").read_text()
+
+
 def test_nats_peers_are_the_stateful_set() -> None:
     """The routes name exactly the pods that the StatefulSet makes."""
     nats = workloads()["nats"]["spec"]

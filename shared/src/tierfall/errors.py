@@ -36,7 +36,9 @@
     │  └─ ClientGone               499     invalid_request_error  client_gone              never
     ├─ BusError
     │  ├─ BusDown                  503     service_unavailable    bus_down                 never
-    │  └─ PayloadTooLarge          413     invalid_request_error  request_too_large        never
+    │  ├─ PayloadTooLarge          413     invalid_request_error  request_too_large        never
+    │  ├─ StoreUnavailable         503     service_unavailable    store_unavailable        never
+    │  └─ Conflict                 409     service_unavailable    conflict                 never
     ├─ Internal                    500     api_error              internal_error           never
     └─ ConfigError                 (never on the wire: a config file that cannot be used)
 
@@ -373,6 +375,19 @@ class PayloadTooLarge(BusError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class StoreUnavailable(BusError):
+    """JetStream is not there, does not answer, or refuses what has to be kept in it."""
+
+    code = "store_unavailable"
+
+
+class Conflict(BusError):
+    """A stored document changed between reading and writing it: read it again. No client ever sees it."""
+
+    status = 409
+    code = "conflict"
 
 
 class Internal(TierfallError):

@@ -9,6 +9,7 @@ import random
 import secrets
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from tierfall.bus import headers as header_block
 from tierfall.bus.dialer import Dialer
 from tierfall.bus.options import BusCounters, BusOptions
 from tierfall.bus.outbox import Outbox
@@ -20,7 +21,7 @@ from tierfall.bus.wire import Wire
 from tierfall.errors import BusDown, PayloadTooLarge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tierfall.bus.message import Callback, Message
 
@@ -92,23 +93,31 @@ class Bus:
         """Largest payload in bytes that ``publish()`` takes: the last server's limit less the reserve."""
         return self._max_payload
 
-    def publish(self, subject: str, payload: bytes, *, reply: str = "") -> None:
+    def publish(
+        self, subject: str, payload: bytes, *, reply: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
         """Queues a message; all that one turn of the event loop publishes leaves together.
+
+        ``headers`` are for JetStream; they count towards the size, and cost more than the rest.
 
         Raises:
             BusDown: There is no connection now.
             PayloadTooLarge: ``payload`` is above :attr:`max_payload`.
-            ValueError: A subject that would break the protocol.
+            ValueError: A subject or header that would break the protocol.
         """
         if not self._connected:
             raise BusDown("NATS is not connected" if not self._closed else "the bus is closed")
+        verb, sizes = "PUB", ""
+        if headers:
+            block = header_block.encode(headers)
+            verb, sizes, payload = "HPUB", f"{len(block)} ", block + payload
         size = len(payload)
         if size > self._max_payload:
             self.counters.oversize_refused += 1
             raise PayloadTooLarge(f"{size} bytes are more than the bus carries at once ({self._max_payload})")
         if not subject or " " in subject or " " in reply or not (subject + reply).isprintable():
             raise ValueError(f"not a NATS subject: {subject!r}, reply {reply!r}")
-        head = f"PUB {subject} {reply} {size}\r\n".encode()
+        head = f"{verb} {subject} {reply} {sizes}{size}\r\n".encode()
         if len(head) > HEAD_BYTES:
             raise ValueError(f"subject and reply are too long: {len(head)} bytes")
         self._outbox.put(b"%b%b\r\n" % (head, payload))
@@ -140,8 +149,10 @@ class Bus:
         if not self._connected or not await self._outbox.barrier():
             raise BusDown("NATS is not connected")
 
-    async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> Message:
-        """One request and its first answer, which may be the server's 503; for tools and tests.
+    async def request(
+        self, subject: str, payload: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None
+    ) -> Message:
+        """One request and its first answer, which may be the server's 503; for tools, tests and JetStream.
 
         Raises:
             TimeoutError: No answer within ``timeout_s``.
@@ -157,7 +168,7 @@ class Bus:
         # Not waited for: the SUB goes ahead of the request on the same connection.
         subscription = self._register(inbox, take)
         try:
-            self.publish(subject, payload, reply=inbox)
+            self.publish(subject, payload, reply=inbox, headers=headers)
             async with asyncio.timeout(timeout_s):
                 return await answer
         finally:
@@ -183,16 +194,7 @@ class Bus:
     ) -> None:
         """Answers NATS's service discovery (ADR-32): ``$SRV.PING``, ``$SRV.INFO`` and ``$SRV.STATS``.
 
-        Args:
-            name: The kind of service: letters, digits, dash and underscore.
-            version: Semantic version.
-            description: One line for people.
-            metadata: What tells this instance from others.
-            stats: Called for each STATS; keys that ADR-32 knows (``num_requests``, ``num_errors``,
-                ``last_error``, ``processing_time``, ``average_processing_time``, both in ns) stand as such,
-                the rest under ``data``.
-            subject: What the service listens to, shown as its endpoint.
-            queue: Its queue group, likewise.
+        The arguments are those of :class:`tierfall.bus.service.Service`.
 
         Raises:
             ValueError: A name or version that the protocol does not allow.

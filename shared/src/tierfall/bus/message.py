@@ -10,7 +10,8 @@ import msgspec
 class Message(msgspec.Struct, frozen=True, gc=False):
     """What a callback is given.
 
-    NATS headers are not kept: no subject of Tierfall uses them, and parsing them costs more than the rest.
+    NATS headers are kept as they came: no subject of the hot path has any, and parsing them costs more than
+    the rest.
     """
 
     subject: str
@@ -19,6 +20,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     data: bytes
     no_responders: bool = False
     """Whether this is the server's 503: nobody is subscribed to the subject that a request was sent to."""
+    headers: bytes = b""
+    """The whole header block, for :mod:`tierfall.bus.headers` to read; empty in a message without."""
 
 
 Callback = Callable[[Message], None]

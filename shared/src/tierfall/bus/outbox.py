@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tierfall.bus.wire import Wire
 
 PING: Final = b"PING\r\n"
-MESSAGE: Final = b"PUB "
+MESSAGE: Final = (b"PUB ", b"HPUB ")
 
 WRITE_BYTES: Final = 1024 * 1024
 """Handed over at once at most (a single message may be larger), so that a keep-alive is never far behind."""

@@ -42,6 +42,18 @@ class Publish(Protocol):
 class Service:
     """One instance of a service with one endpoint.
 
+    Args:
+        name: The kind of service: letters, digits, dash and underscore.
+        version: Semantic version.
+        description: One line for people.
+        metadata: What tells this instance from others.
+        stats: Called for each STATS; keys that ADR-32 knows (``num_requests``, ``num_errors``,
+            ``last_error``, ``processing_time``, ``average_processing_time``, both in ns) stand as such,
+            the rest under ``data``.
+        subject: What the service listens to, shown as its endpoint.
+        queue: Its queue group, likewise.
+        publish: As :meth:`tierfall.bus.Bus.publish`.
+
     Raises:
         ValueError: A name or version that the protocol does not allow.
     """

@@ -175,8 +175,11 @@ class Wire(Client):
         if callback is None:
             return
         try:
-            nobody = headers is not None and headers.startswith(NO_RESPONDERS)
-            callback(Message(subject.decode(), reply.decode(), data, nobody))
+            if headers is None:
+                callback(Message(subject.decode(), reply.decode(), data))
+            else:
+                nobody = headers.startswith(NO_RESPONDERS)
+                callback(Message(subject.decode(), reply.decode(), data, nobody, headers))
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a callback must not end the read loop
             self._on_error(error)
 

@@ -4,6 +4,9 @@ Each user may do what its service does and nothing else, by allow-lists: no work
 takes another kind's requests or asks anything itself. Replies are allowed by the inboxes' subjects and not by
 ``allow_responses``: what the server allows for a response it forgets with the connection, so that after a
 reconnect the streams in flight would be refused.
+
+In JetStream an ingress makes both buckets, writes quotas and follows both; a cloud worker reads and writes
+the quotas; ``admin`` reads and writes what is there, for ``tierfall keys`` and the ``nats kv`` command.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tierfall.bus import nkey
-from tierfall.cli.up.nats import quoted
+from tierfall.cli.up.nats import STORE_NAME, jetstream, quoted
 from tierfall.errors import ConfigError
 from tierfall.protocol import subjects
+from tierfall.store import names as store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -80,7 +84,9 @@ def run(out_dir: Path, config: Config | None, ingresses: int, out: TextIO) -> in
         folder = out_dir / SERVER_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "users.conf").write_text(users_conf(users(keys, config)), encoding="utf-8")
-        (folder / "nats.conf").write_text(SERVER_CONF, encoding="utf-8")
+        (folder / "nats.conf").write_text(
+            f"{SERVER_CONF}{jetstream(folder / STORE_NAME)}\n", encoding="utf-8"
+        )
     except OSError as error:
         raise ConfigError(f"--out: cannot write {error.filename}: {error.strerror}") from error
     except ValueError as error:
@@ -114,12 +120,12 @@ def users(keys: dict[str, str], config: Config | None) -> list[User]:
             found.append(_worker(name, kind, key, _tiers(kind, config), askers))
         else:
             mine = people if name == "admin" else (inboxes[name],)
-            discovery = (DISCOVERY,) if name == "admin" else ()
+            more = (DISCOVERY, *_by_hand()) if name == "admin" else _of_ingress()
             found.append(
                 User(
                     name=name,
                     public_key=key,
-                    publish=(subjects.chat(">"), f"{subjects.PREFIX}.ctl.>", *discovery),
+                    publish=(subjects.chat(">"), f"{subjects.PREFIX}.ctl.>", *more),
                     subscribe=(subjects.PRESENCE_ALL, subjects.SLOTS_ALL, *mine),
                 )
             )
@@ -129,7 +135,7 @@ def users(keys: dict[str, str], config: Config | None) -> list[User]:
 def users_conf(found: Iterable[User]) -> str:
     """The users in nats-server's notation."""
     lines = ["# Written by `tierfall nats-config`: public keys and permissions, no secret."]
-    lines += ["accounts {", "  TIERFALL {", "    users = ["]
+    lines += ["accounts {", "  TIERFALL {", "    jetstream: enabled", "    users = ["]
     for user in found:
         lines += [
             f"      # {user.name}",
@@ -148,6 +154,8 @@ def _worker(name: str, kind: str, key: str, tiers: Sequence[str], askers: Iterab
             *(subjects.presence(tier, "*") for tier in tiers),
             *(subjects.slot(tier) for tier in tiers),
             *askers,
+            # The bucket is made by an ingress: who may make one could have it record requests.
+            *(store.to_use(store.QUOTA) if kind == "cloud" else ()),
         ),
         subscribe=(
             *(f"{subjects.chat(tier)} {subjects.QUEUE_GROUP}" for tier in tiers),
@@ -174,5 +182,17 @@ def _key(path: Path) -> str:
     return nkey.public_key(nkey.read_seed(path))
 
 
+def _of_ingress() -> list[str]:
+    """What it does in JetStream. It makes no client keys."""
+    made = [subject for bucket in (store.QUOTA, store.KEYS) for subject in store.to_make(bucket)]
+    return [*made, *store.to_use(store.QUOTA), *store.to_watch(store.QUOTA), *store.to_watch(store.KEYS)]
+
+
+def _by_hand() -> list[str]:
+    """What ``tierfall keys`` and the ``nats kv`` command do in JetStream."""
+    doings = (store.to_use, store.to_watch, store.to_look_at)
+    return [subject for bucket in (store.QUOTA, store.KEYS) for do in doings for subject in do(bucket)]
+
+
 def _list(items: Iterable[str]) -> str:
-    return f"[{', '.join(quoted(item) for item in items)}]"
+    return f"[{', '.join(quoted(item) for item in dict.fromkeys(items))}]"

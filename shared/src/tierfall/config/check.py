@@ -27,6 +27,8 @@ _NATS_SCHEMES: Final = ("nats", "tls", "ws", "wss")
 INBOX_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _WEB_SCHEMES: Final = ("http", "https")
 _MAX_PORT: Final = 65535
+_MAX_REPLICAS: Final = 5
+"""Of a JetStream stream."""
 
 
 def problems(config: Config, *, for_worker: bool = False) -> list[str]:
@@ -143,6 +145,8 @@ def _client_keys(config: Config) -> Iterator[Problem]:
 def _nats(nats: Nats) -> Iterator[Problem]:
     # A server of its own must have a port that its clients know.
     yield from _range("nats.port", nats.port, 1, _MAX_PORT)
+    if nats.replicas and (nats.replicas > _MAX_REPLICAS or nats.replicas % 2 == 0):
+        yield Problem("nats.replicas", f"is {nats.replicas}, must be 1, 3 or 5: a majority has to agree")
     if nats.creds and nats.nkey:
         yield Problem("nats.nkey", "stands beside creds; a client shows one or the other")
     if nats.inbox_prefix and not INBOX_PREFIX.fullmatch(nats.inbox_prefix):

@@ -121,6 +121,8 @@ class Nats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Path of a file with an nkey seed, as ``tierfall nats-config`` writes them."""
     inbox_prefix: str = ""
     """Where replies go; when empty it follows from the nkey."""
+    replicas: int = 0
+    """On how many servers of a cluster JetStream keeps what must last; 0: three in a cluster, else one."""
 
     @property
     def address(self) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 COMMAND: Final = "nats-server"
 CONF_NAME: Final = "nats.conf"
+STORE_NAME: Final = "jetstream"
+"""The folder beside it in which the server keeps client keys and quotas."""
 CHECK_S: Final = 10.0
 
 SETTINGS: Final = """\
@@ -47,7 +49,7 @@ def write_conf(nats: Nats, state_dir: Path) -> Path:
     """
     state_dir.mkdir(parents=True, exist_ok=True)
     path = state_dir / CONF_NAME
-    lines = [SETTINGS, f"host: {quoted(nats.host)}", f"port: {nats.port}"]
+    lines = [SETTINGS, f"host: {quoted(nats.host)}", f"port: {nats.port}", jetstream(state_dir / STORE_NAME)]
     if nats.token:
         lines.append(f"authorization {{ token: {quoted(nats.token.value)} }}")
     path.unlink(missing_ok=True)  # an old file would keep its mode
@@ -55,6 +57,17 @@ def write_conf(nats: Nats, state_dir: Path) -> Path:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
     return path
+
+
+def jetstream(store_dir: Path) -> str:
+    """The section that switches JetStream on.
+
+    What a server has acknowledged is safe from its own end at once, and from the machine's within
+    ``sync_interval``.
+    """
+    folder = quoted(str(store_dir.absolute()))
+    limits = 'max_file_store: 1GB, max_memory_store: 64MB, sync_interval: "10s"'
+    return f"jetstream {{ store_dir: {folder}, {limits} }}"
 
 
 def quoted(text: str) -> str:

@@ -1,0 +1,8 @@
+"""What must last, in JetStream: documents under keys, changed by compare-and-set; see :class:`Bucket`."""
+
+from tierfall.store.bucket import Bucket
+from tierfall.store.entry import Entry
+from tierfall.store.names import KEYS, QUOTA
+from tierfall.store.watch import Watch
+
+__all__ = ["KEYS", "QUOTA", "Bucket", "Entry", "Watch"]
