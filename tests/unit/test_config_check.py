@@ -142,6 +142,29 @@ def test_the_good_file_is_good() -> None:
         (changed("11434}", "11434, num_ctx: 0}"), "tiers.cpu.num_ctx: is 0, must be at least 1"),
         (changed("11434}", "11434, run: ['']}"), "tiers.cpu.run: begins with an empty text"),
         (big("context_window: 0"), "models.big.context_window: is 0, must be at least 1"),
+        (nats("replicas: 2"), "nats.replicas: is 2, must be 1, 3 or 5"),
+        (nats("replicas: 7"), "nats.replicas: is 7, must be 1, 3 or 5"),
+        # Client keys' limits.
+        (
+            server("api_keys: [{key: a, limits: {requests: [1/m]}}]"),
+            "server.api_keys[0].name: is missing; a key with limits needs one",
+        ),
+        (
+            server("api_keys: [{key: a, name: a b, limits: {requests: [1/m]}}]"),
+            'server.api_keys[0].name: is "a b", must be letters, digits, _ and -',
+        ),
+        (
+            server("api_keys: [&a {key: a, name: a, limits: {budget: [1/d]}}, {<<: *a, key: b}]"),
+            "server.api_keys[1].name: is that of server.api_keys[0] too",
+        ),
+        (
+            server("api_keys: [{key: a, name: a, limits: {tokens: [9/m, 99/d, 9/m]}}]"),
+            "server.api_keys[0].limits.tokens[2]: is a second limit by minute",
+        ),
+        (
+            server("api_keys: [{key: a, name: a, limits: {tokens: [9/m], timezone: Mars}}]"),
+            'server.api_keys[0].limits.timezone: "Mars" is no time zone; write one such as UTC',
+        ),
         # Clocks.
         (big("deadlines: {idle: 0s}"), "9: models.big.deadlines.idle: is 0s, must be longer"),
         (big("deadlines: {load: 0ms}"), "models.big.deadlines.load: is 0s, must be longer"),
@@ -166,6 +189,9 @@ def test_a_contradiction_is_told_where_and_what(text: str, expected: str) -> Non
         server("host: '::1'"),
         server("host: localhost, port: 0"),
         server("host: 0.0.0.0, api_keys: [a, {key: b, models: [big]}]"),
+        server("host: 0.0.0.0, stored_keys: true"),
+        server("api_keys: [{key: a, name: a.b-C_1, limits: {requests: [9/m, 9/d, 9/month, 9/total]}}]"),
+        server("api_keys: [{key: a, name: a}, {key: b, name: a}, {key: c, limits: {}}]"),
         server("cors_origins: ['*', 'https://chat.example.org:8443']"),
         nats("url: 'nats://a:4222, tls://b', creds: /etc/nats.creds"),
         nats("host: 0.0.0.0, token: ${SET}"),
@@ -210,6 +236,10 @@ def test_all_contradictions_are_in_one_list() -> None:
         (
             big("fallbacks: [small, last], deadlines: {budget: 1m}"),
             "models.big.deadlines.budget: is 1m, but the tiers before the ladder's last may take 1m",
+        ),
+        (
+            server("api_keys: [{key: a, name: a, models: [big], limits: {budget: [9/d]}}]"),
+            "server.api_keys[0].limits.budget: no model that the key may use has a price",
         ),
         (nats("creds: /x"), "nats.creds: has no effect on an embedded server; it takes a token"),
     ],

@@ -16,13 +16,19 @@ from tierfall.config import (
     Config,
     Deadlines,
     Duration,
+    Limits,
+    Money,
     OllamaTier,
+    Price,
+    Rate,
     Secret,
+    Spend,
     VllmTier,
     Wait,
     load,
     parse,
 )
+from tierfall.config.scalars import rate, show_rate, spend
 from tierfall.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +78,12 @@ def test_every_kind_of_value() -> None:
           host: "0.0.0.0"
           port: 8080
           max_body: 1.5KiB
-          api_keys: [${FIRST}, {key: plain, name: ci, models: [no]}]
+          api_keys:
+            - ${FIRST}
+            - key: plain
+              name: ci
+              models: [no]
+              limits: {requests: [30/m, 6000/d], tokens: [9/month], budget: [0.5/d, 12.000001/total]}
         nats: {url: "nats://a:4222,nats://b:4222"}
         tiers:
           cpu: {worker: ollama, base_url: http://h:1, pull: true, num_ctx: 8192, keep_alive: -1, run: [o, 01]}
@@ -86,6 +97,7 @@ def test_every_kind_of_value() -> None:
           a/b:
             tier: far
             backend_model: "null"
+            price: {prompt: 0.15, completion: 20}
             fallbacks: [no]
             when_full: escalate
             deadlines: {idle: 7s, <<: *clocks, total: 2h}
@@ -94,9 +106,14 @@ def test_every_kind_of_value() -> None:
         "home.yaml",
     )
     assert config.server.max_body == 1536
+    limits = Limits(
+        requests=(Rate(30, "minute"), Rate(6000, "day")),
+        tokens=(Rate(9, "month"),),
+        budget=(Spend(500_000, "day"), Spend(12_000_001, "total")),
+    )
     assert config.server.api_keys == (
         ApiKey(key=Secret("sk-first", "FIRST"), name="key-1"),
-        ApiKey(key=Secret("plain"), name="ci", models=("no",)),
+        ApiKey(key=Secret("plain"), name="ci", models=("no",), limits=limits),
     )
     cpu, far = config.tiers["cpu"], config.tiers["far"]
     assert isinstance(cpu, OllamaTier)
@@ -111,6 +128,7 @@ def test_every_kind_of_value() -> None:
         **clocks | {"total": Duration(7200)}, budget=Duration(7200), idle=Duration(7)
     )
     assert config.ladder("a/b") == ("a/b", "no")
+    assert (ab.price, no.price) == (Price(prompt=Money(0.15), completion=Money(20)), Price())
 
 
 def test_a_heading_with_nothing_under_it_is_its_default() -> None:
@@ -177,6 +195,20 @@ def test_a_heading_with_nothing_under_it_is_its_default() -> None:
         (
             "tiers: {a: {worker: ollama, base_url: http://h, pull: no}}",
             'tiers.a.pull: is "no", must be true or false',
+        ),
+        (with_line("model", "price: {prompt: $3}"), 'prompt: is "$3", must be an amount such as 0.15 or 20'),
+        *(
+            (with_line("top", f"server: {{api_keys: [{{key: k, limits: {{{limits}}}}}]}}"), expected)
+            for limits, expected in (
+                ("requests: [30]", 'requests[0]: is "30", must be an amount and m (a minute), d (a day)'),
+                ("requests: [30/min]", 'is "30/min", must be an amount and m (a minute), d (a day), month'),
+                ("requests: [0/m]", 'requests[0]: is "0/m", must be at least 1'),
+                ("requests: [1.5/m]", 'requests[0]: is "1.5", must be a whole number'),
+                ("tokens: [1_000/d]", 'tokens[0]: is "1_000", must be a whole number; write 1000'),
+                ("budget: [$5/d]", 'budget[0]: is "$5", must be an amount such as 0.15 or 20, without a'),
+                ("budget: [0.0/d]", 'budget[0]: is "0.0/d", must be more than nothing'),
+                ("budget: 5/d", "limits.budget: is a single value, must be a list: [...]"),
+            )
         ),
         # ${NAME}.
         (with_line("model", "context_window: ${N}"), 'context_window: is "${N}", must be a whole number'),
@@ -289,12 +321,24 @@ def test_a_config_does_not_show_its_secrets() -> None:
         msgspec.json.encode(config)
 
 
-def test_secrets_and_waits_are_values() -> None:
-    """Both compare and hash by what they hold, and do not change."""
+@pytest.mark.parametrize("text", ["30/m", "6000/d", "7/month", "1/total"])
+def test_a_rate_is_shown_as_it_is_written(text: str) -> None:
+    """What is shown of a rate can be written into the file."""
+    assert show_rate(rate(text)) == text
+    assert show_rate(spend(text)) == text
+    assert show_rate(spend("0.000001/d")) == "0.000001/d"
+
+
+def test_secrets_waits_and_rates_are_values() -> None:
+    """They compare and hash by what they hold, and do not change."""
     assert {Secret("a", "B"), Secret("a", "B"), Secret("a")} == {Secret("a"), Secret("a", "B")}
     assert {Wait(5), Wait(5.0)} == {Wait(5)}
     assert Secret("a") != "a"
     assert Wait(5) != 5
+    assert {Rate(5, "day"), Rate(5, "day")} == {Rate(5, "day")}
+    assert Rate(5, "day") != Spend(5, "day")
+    with pytest.raises(AttributeError):
+        Rate(5, "day").amount = 6
     with pytest.raises(AttributeError):
         Secret("a").value = "b"
     with pytest.raises(AttributeError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import zoneinfo
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -19,11 +20,14 @@ from tierfall.protocol.subjects import TIER_NAME
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tierfall.config.schema import Config, Deadlines, Model, Nats, Server, Tier
+    from tierfall.config.schema import ApiKey, Config, Deadlines, Limits, Model, Nats, Rate, Server, Tier
 
 KNOWN_PROVIDERS: Final = ("openai", "groq", "gemini", "mistral")
 """Cloud providers whose address need not be written."""
 _NATS_SCHEMES: Final = ("nats", "tls", "ws", "wss")
+KEY_NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
+"""Of a client key whose use is counted: it becomes part of a NATS subject."""
+KEY_NAME_SAID: Final = "letters, digits, _ and -, with dots between"
 INBOX_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _WEB_SCHEMES: Final = ("http", "https")
 _MAX_PORT: Final = 65535
@@ -76,7 +80,7 @@ def notes(config: Config) -> list[str]:
                 f"{within('models', name)}.deadlines.budget: is {show_duration(model.deadlines.budget)}, "
                 f"but the tiers before the ladder's last may take {show_duration(before_last_s)}"
             )
-    return said + _idle_credentials(config.nats)
+    return said + _idle_credentials(config.nats) + _vain_budgets(config)
 
 
 def secrets(config: Config) -> Iterator[tuple[str, Secret]]:
@@ -105,6 +109,19 @@ def _idle_credentials(nats: Nats) -> list[str]:
     return [f"nats.{key}: has no effect on an embedded server; it takes a token" for key in shown_in_vain]
 
 
+def _vain_budgets(config: Config) -> list[str]:
+    """Budgets of which nothing is ever spent."""
+    priced = {name for name, model in config.models.items() if model.price.prompt or model.price.completion}
+    said = []
+    for index, key in enumerate(config.server.api_keys):
+        may_use = config.models if key.models is None else key.models
+        asked = {rung for name in may_use if name in config.models for rung in config.ladder(name)}
+        if key.limits.budget and not asked & priced:
+            path = within("server.api_keys", index)
+            said.append(f"{path}.limits.budget: no model that the key may use has a price")
+    return said
+
+
 def _without(path: str) -> str:
     return ", so this tier cannot answer" if path.startswith("tiers") else ""
 
@@ -123,12 +140,13 @@ def _server(server: Server) -> Iterator[Problem]:
 
 def _client_keys(config: Config) -> Iterator[Problem]:
     server = config.server
-    if not server.api_keys and not is_loopback(server.host):
+    if not server.api_keys and not server.stored_keys and not is_loopback(server.host):
         yield Problem(
             "server.api_keys",
             f"is empty while host is {shown(server.host)}, which other machines can reach; name a key, "
-            "or listen on 127.0.0.1",
+            "set stored_keys: true, or listen on 127.0.0.1",
         )
+    names: dict[str, str] = {}
     first: dict[str, str] = {}
     for index, key in enumerate(server.api_keys):
         path = within("server.api_keys", index)
@@ -137,9 +155,38 @@ def _client_keys(config: Config) -> Iterator[Problem]:
             yield Problem(path, f"{said}an empty key would let everybody in")
         elif (earlier := first.setdefault(key.key.value, path)) != path:
             yield Problem(path, f"is the same key as {earlier}")
+        if key.limits:
+            yield from _key_limits(path, key, index, names)
         for place, model in enumerate(key.models or ()):
             if model not in config.models:
                 yield Problem(within(f"{path}.models", place), _unknown("model", model, config.models))
+
+
+def _key_limits(path: str, key: ApiKey, index: int, names: dict[str, str]) -> Iterator[Problem]:
+    # What it uses is kept under its name, so the name must not depend on its place in the list.
+    if key.name == f"key-{index + 1}":
+        yield Problem(f"{path}.name", "is missing; a key with limits needs one, under which its use is kept")
+    elif not KEY_NAME.fullmatch(key.name):
+        yield Problem(
+            f"{path}.name", f"is {shown(key.name)}, must be {KEY_NAME_SAID} where the key has limits"
+        )
+    elif (earlier := names.setdefault(key.name, path)) != path:
+        yield Problem(f"{path}.name", f"is that of {earlier} too; the use of both would be counted as one")
+    yield from limits(f"{path}.limits", key.limits)
+
+
+def limits(path: str, found: Limits) -> Iterator[Problem]:
+    """What is wrong with a key's limits: the same window twice, a time zone that does not exist."""
+    for metric in ("requests", "tokens", "budget"):
+        rates: tuple[Rate, ...] = getattr(found, metric)
+        for index, rate in enumerate(rates):
+            if any(earlier.window == rate.window for earlier in rates[:index]):
+                yield Problem(within(f"{path}.{metric}", index), f"is a second limit by {rate.window}")
+    try:
+        zoneinfo.ZoneInfo(found.timezone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        text = f"{shown(found.timezone)} is no time zone; write one such as UTC or Europe/Berlin"
+        yield Problem(f"{path}.timezone", text)
 
 
 def _nats(nats: Nats) -> Iterator[Problem]:

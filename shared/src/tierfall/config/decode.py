@@ -15,7 +15,7 @@ import msgspec.inspect
 from tierfall.config import scalars
 from tierfall.config.document import Items, Leaf, Table
 from tierfall.config.problem import Problem, within
-from tierfall.config.schema import ApiKey, Config, Duration, Secret, Size, Wait
+from tierfall.config.schema import ApiKey, Config, Duration, Money, Rate, Secret, Size, Spend, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 _CONFIG: Final = msgspec.inspect.type_info(Config)
 _CUSTOM: Final[dict[type, Callable[[str], object]]] = {
     Duration: scalars.duration,
+    Money: scalars.money,
+    Rate: scalars.rate,
     Size: scalars.size,
+    Spend: scalars.spend,
     Wait: scalars.wait,
 }
 _BROKEN: Final = object()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from tierfall.config.schema import Duration, Secret, Size, Wait
+from tierfall.config.schema import Duration, Money, Rate, Secret, Size, Spend, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +34,11 @@ _BARE_NUMBER: Final = re.compile(_NUMBER, re.ASCII)
 _INTEGER: Final = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
 _LOOSE_INTEGER: Final = re.compile(r"[+-]?[\d_,]{1,18}", re.ASCII)
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_WINDOWS: Final = {"m": "minute", "d": "day", "month": "month", "total": "total"}
+"""How a window is written; only what nobody reads two ways."""
+_RATE: Final = re.compile(r"([^/]*)/(.*)", re.DOTALL)
+_MONEY: Final = re.compile(r"\d{1,9}(?:\.\d{1,6})?", re.ASCII)
+MILLIONTHS: Final = 1_000_000
 _TRUTH: Final = {"true": True, "True": True, "false": False, "False": False}
 _SHOWN_CHARACTERS: Final = 60
 
@@ -86,6 +91,49 @@ def wait(text: str) -> Wait:
     if not (found := _WAIT.fullmatch(text)):
         raise ValueError(f"is {shown(text)}, must be escalate, or wait(5s) with how long to stand in line")
     return Wait(duration(found[1].strip()))
+
+
+def money(text: str) -> Money:
+    """Reads an amount of money: ``0.15``, ``20``. At most six digits after the point."""
+    if not _MONEY.fullmatch(text):
+        raise ValueError(f"is {shown(text)}, must be an amount such as 0.15 or 20, without a currency")
+    return Money(text)
+
+
+def rate(text: str) -> Rate:
+    """Reads ``30/m``, ``6000/d``, ``100000/month`` or ``1000000/total``."""
+    number, window = _split_rate(text, "30/m, 6000/d, 100000/month or 1000000/total")
+    amount = integer(number)
+    if amount < 1:
+        raise ValueError(f"is {shown(text)}, must be at least 1")
+    return Rate(amount, window)
+
+
+def spend(text: str) -> Spend:
+    """Reads ``0.5/d``, ``20/month`` or ``100/total``, of the currency that all prices are in."""
+    number, window = _split_rate(text, "0.5/d, 20/month or 100/total")
+    amount = round(money(number) * MILLIONTHS)
+    if amount < 1:
+        raise ValueError(f"is {shown(text)}, must be more than nothing")
+    return Spend(amount, window)
+
+
+def show_rate(rate: Rate) -> str:
+    """As :func:`rate` or :func:`spend` reads it."""
+    window = next(short for short, name in _WINDOWS.items() if name == rate.window)
+    amount = (
+        f"{rate.amount / MILLIONTHS:.6f}".rstrip("0").rstrip(".") if isinstance(rate, Spend) else rate.amount
+    )
+    return f"{amount}/{window}"
+
+
+def _split_rate(text: str, examples: str) -> tuple[str, str]:
+    found = _RATE.fullmatch(text)
+    if found is None or found[2] not in _WINDOWS:
+        raise ValueError(
+            f"is {shown(text)}, must be an amount and m (a minute), d (a day), month or total: {examples}"
+        )
+    return found[1], _WINDOWS[found[2]]
 
 
 def integer(text: str) -> int:

@@ -84,14 +84,71 @@ class Wait:
         return f"Wait({self.seconds:g})"
 
 
+class Rate:
+    """So much in so long: ``30/m``, ``6000/d``, ``100000/month``, ``1000000/total`` in the file.
+
+    Attributes:
+        amount: A whole number.
+        window: ``minute``, ``day``, ``month`` or ``total``.
+    """
+
+    __slots__ = ("amount", "window")
+    amount: int
+    window: str
+
+    def __init__(self, amount: int, window: str) -> None:
+        object.__setattr__(self, "amount", amount)
+        object.__setattr__(self, "window", window)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a {type(self).__name__} does not change, so {name!r} cannot be set")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self) or not isinstance(other, Rate):
+            return NotImplemented
+        return (self.amount, self.window) == (other.amount, other.window)
+
+    def __hash__(self) -> int:
+        return hash((self.amount, self.window))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.amount}, {self.window!r})"
+
+
+class Spend(Rate):
+    """So much money in so long: ``0.5/d``, ``20/month``, ``100/total``; ``amount`` is in millionths of it."""
+
+    __slots__ = ()
+
+
+class Money(float):
+    """An amount of the currency in which all prices and budgets of the file are; which one, nobody asks."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a client key may use; nothing is counted of a key without any."""
+
+    requests: tuple[Rate, ...] = ()
+    tokens: tuple[Rate, ...] = ()
+    """Of prompt and answer together."""
+    budget: tuple[Spend, ...] = ()
+    """Money, by ``models.X.price`` of the model that answered."""
+    timezone: str = "UTC"
+    """IANA name of the time zone at whose midnight days and months begin."""
+
+    def __bool__(self) -> bool:
+        return bool(self.requests or self.tokens or self.budget)
+
+
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One client key: written as the bare key, or as ``{key: ..., name: ..., models: [...]}``."""
+    """One client key: the bare key, or ``{key: ..., name: ..., models: [...], limits: {...}}``."""
 
     key: Secret
     name: str = ""
     """Shown in logs in the key's stead; the default counts them: ``key-1``."""
     models: tuple[str, ...] | None = None
     """The models that this key may use; all when left out."""
+    limits: Limits = Limits()
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,7 +157,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     api_keys: tuple[ApiKey, ...] = ()
-    """None is allowed only while ``host`` is loopback."""
+    """None is allowed only while ``host`` is loopback, or with ``stored_keys``."""
+    stored_keys: bool = False
+    """Whether the keys made with ``tierfall keys``, which NATS keeps, are let in too."""
     max_body: Size = Size(DEFAULT_MAX_BODY_BYTES)
     cors_origins: tuple[str, ...] = ()
 
@@ -202,6 +261,13 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The request over its whole ladder; read from the model that the client asked for."""
 
 
+class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a million tokens cost, for the budgets of client keys."""
+
+    prompt: Money = Money(0)
+    completion: Money = Money(0)
+
+
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One name that clients may ask for."""
 
@@ -216,6 +282,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What happens to a stream that breaks after its first output."""
     context_window: int | None = None
     """Tokens; lets a prompt that is too long for one tier go to a larger one."""
+    price: Price = Price()
+    """Nothing when left out."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
