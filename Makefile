@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVICES := ingress worker-vllm worker-ollama worker-cloud
 PACKAGES := shared $(addprefix services/,$(SERVICES))
-SOURCES := shared/src $(wildcard services/*/src) tests bench
+SOURCES := shared/src $(wildcard services/*/src) tests bench deploy
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 HASHED := --require-hashes --only-binary :all:
 

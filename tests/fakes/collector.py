@@ -48,9 +48,9 @@ class FakeCollector:
     def __init__(self) -> None:
         self.spans: list[SeenSpan] = []
         self.raw: list[bytes] = []
-        app = web.Application()
-        app.router.add_post("/v1/traces", self._take)
-        self._runner = web.AppRunner(app, access_log=None)
+        self._app = web.Application()
+        self._app.router.add_post("/v1/traces", self._take)
+        self._runner = web.AppRunner(self._app, access_log=None)
 
     async def __aenter__(self) -> Self:
         """Listens."""
