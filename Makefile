@@ -20,7 +20,7 @@ DOCKER_MADE := $(VENV)/.docker
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-docker lint format bench bench-quick lock images clean
+.PHONY: help setup run test test-docker check-stack lint format bench bench-quick lock images clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,10 @@ test: $(DEV_MADE) lint ## Run every check that needs no Docker
 
 test-docker: $(DOCKER_MADE) images ## Build the images and run the tests that need a container engine
 	$(BIN)/pytest tests/docker
+
+check-stack: $(RUN_MADE) ## Ask the Jaeger and the Prometheus of a running compose stack what they know of it
+	@if [ -f .env ]; then set -a; . ./.env; fi; \
+	$(BIN)/python -m deploy.checks.trace && $(BIN)/python -m deploy.checks.queries
 
 lint: $(DEV_MADE) ## Check style and types
 	$(BIN)/ruff check

@@ -66,6 +66,8 @@ class Job(msgspec.Struct):
 class Sleeper:
     """A backend whose answer takes as long as the request says."""
 
+    base_url = ""
+
     def __init__(self, jobs: Sequence[Job], began: asyncio.Future[float]) -> None:
         self._jobs = jobs
         self._began = began

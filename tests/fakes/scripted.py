@@ -66,6 +66,8 @@ class ScriptedBackend:
         running: How many run now.
     """
 
+    base_url = "http://127.0.0.1:1"
+
     def __init__(self, scripts: Iterable[list[Step]] = ()) -> None:
         self.scripts = deque(scripts)
         self.health = Health("up")

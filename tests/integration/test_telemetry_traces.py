@@ -40,6 +40,15 @@ models:
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
 HTTP = "POST /v1/chat/completions"
+SAMPLING: dict[str, Any] = {
+    "temperature": 1,
+    "max_tokens": 7,
+    "seed": 10**30,
+    "presence_penalty": 0.5,
+    "top_k": 40,
+    "n": 1,
+    "reasoning_effort": "low",
+}
 SECRET = "what nobody may read in a trace"
 
 
@@ -128,7 +137,7 @@ async def test_an_escalation_is_a_sibling_attempt(traced: Traced) -> None:
 
 async def test_the_worker_speaks_the_genai_conventions(traced: Traced) -> None:
     """The worker's span has the conventions' attributes, and its backend's call is below it."""
-    answer = json.loads(await traced.ask(temperature=0.5, max_tokens=7, seed=10**30))
+    answer = json.loads(await traced.ask(**SAMPLING))
     await until(lambda: traced.collector.named("chat model-a"))
     (span,) = traced.collector.named("chat model-a")
     told = span.attributes
@@ -137,8 +146,11 @@ async def test_the_worker_speaks_the_genai_conventions(traced: Traced) -> None:
         "gen_ai.provider.name": "vllm",
         "gen_ai.request.model": "model-a",
         "gen_ai.request.stream": True,
-        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.temperature": 1.0,
         "gen_ai.request.max_tokens": 7,
+        "gen_ai.request.presence_penalty": 0.5,
+        "gen_ai.request.top_k": 40,
+        "gen_ai.request.reasoning.level": "low",
         "gen_ai.response.id": answer["id"],
         "gen_ai.response.model": "engine",
         "gen_ai.response.finish_reasons": ["stop"],
@@ -146,6 +158,7 @@ async def test_the_worker_speaks_the_genai_conventions(traced: Traced) -> None:
         "gen_ai.usage.input_tokens": 3,
         "gen_ai.usage.output_tokens": 2,
     }
+    assert isinstance(told["gen_ai.request.temperature"], float)
     assert 0 < told["gen_ai.response.time_to_first_chunk"] <= span.took_s
     (call,) = traced.collector.children(span)
     assert (call.attributes["server.address"], call.attributes["server.port"]) == ("127.0.0.1", 1)

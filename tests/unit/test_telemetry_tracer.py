@@ -16,6 +16,9 @@ from tierfall.config import parse
 from tierfall.telemetry import NO_SPAN, OFF, Kind, tracer_from
 from tierfall.telemetry.span import is_traceparent
 from tierfall.worker.tracing import provider_name, server_of
+from tierfall_worker_cloud.main import build as build_cloud
+from tierfall_worker_ollama.backend import OllamaBackend
+from tierfall_worker_vllm.main import build as build_vllm
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 GOOD = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
@@ -122,16 +125,29 @@ models: {first: {tier: here, backend_model: m}}
 
 
 @pytest.mark.parametrize(
-    ("tier", "provider", "server"),
-    [
-        ("here", "vllm", {"server.address": "gpu.lan", "server.port": 80}),
-        ("near", "ollama", {"server.address": "::1", "server.port": 11434}),
-        ("far", "gcp.gemini", {}),
-        ("own", "mine", {"server.address": "example.org", "server.port": 443}),
-    ],
+    ("tier", "provider"), [("here", "vllm"), ("near", "ollama"), ("far", "gcp.gemini"), ("own", "mine")]
 )
-def test_what_a_tier_is_called(tier: str, provider: str, server: dict[str, Any]) -> None:
+def test_what_a_tier_is_called(tier: str, provider: str) -> None:
     """The conventions' own names where they have one."""
     config = parse(f"nats: {{url: 'nats://127.0.0.1:4222'}}\n{TIERS}", {}, "test.yaml")
     assert provider_name(config.tiers[tier]) == provider
-    assert server_of(config.tiers[tier]) == server
+
+
+BUILDS: dict[str, Any] = {"vllm": build_vllm, "ollama": OllamaBackend.from_tier, "cloud": build_cloud}
+
+
+@pytest.mark.parametrize(
+    ("tier", "address", "port"),
+    [
+        ("here", "gpu.lan", 80),
+        ("near", "::1", 11434),
+        ("far", "generativelanguage.googleapis.com", 443),
+        ("own", "example.org", 443),
+    ],
+)
+def test_where_a_backend_is(tier: str, address: str, port: int) -> None:
+    """Each kind of backend says where its requests go; a provider's address need not stand in the config."""
+    config = parse(f"nats: {{url: 'nats://127.0.0.1:4222'}}\n{TIERS}", {}, "test.yaml")
+    backend = BUILDS[config.tiers[tier].kind](tier, config.tiers[tier], config)
+    assert server_of(backend.base_url) == {"server.address": address, "server.port": port}
+    assert server_of("") == {}

@@ -45,6 +45,11 @@ class CloudBackend:
         )
         self._account = Account(self._upstream, key)
 
+    @property
+    def base_url(self) -> str:
+        """The provider's."""
+        return self._upstream.base_url
+
     async def start(self) -> None:
         """Nothing to open: connections come with the first request."""
 

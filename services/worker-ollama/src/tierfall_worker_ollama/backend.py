@@ -70,6 +70,11 @@ class OllamaBackend:
             name, tier, (model.backend_model for model in config.models.values() if model.tier == name)
         )
 
+    @property
+    def base_url(self) -> str:
+        """The server's, without a path."""
+        return self._client.base_url
+
     async def start(self) -> None:
         """Nothing to open: connections come with the first request."""
 

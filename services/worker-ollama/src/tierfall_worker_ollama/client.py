@@ -43,6 +43,9 @@ class OllamaClient:
     Args:
         base_url: Without a path.
 
+    Attributes:
+        base_url: The same, without a slash at its end.
+
     Raises:
         ConfigError: ``base_url`` is no URL.
     """
@@ -52,7 +55,7 @@ class OllamaClient:
             Url(base_url)
         except ValueError as error:
             raise ConfigError(f"Ollama's base_url: {error}") from None
-        self._base_url = base_url.rstrip("/")
+        self.base_url = base_url.rstrip("/")
         # A proxy in between that compresses would also hold tokens back.
         every = {"accept-encoding": "identity", "user-agent": "tierfall"}
         self._pool = HttpPool(every, connect_timeout_s=CONNECT_TIMEOUT_S, keepalive_s=0)
@@ -126,7 +129,7 @@ class OllamaClient:
     ) -> Response:
         sent = {"content-type": "application/json", **(headers or {})} if body is not None else headers
         try:
-            return await self._pool.request(method, Url(self._base_url + path), headers=sent, body=body)
+            return await self._pool.request(method, Url(self.base_url + path), headers=sent, body=body)
         except ConnectFailed as error:
             raise BackendDown(f"Ollama does not answer: {error}; is `ollama serve` running?") from error
 

@@ -35,6 +35,11 @@ class VllmBackend:
         self._upstream = OpenAIUpstream(source, headers=headers)
         self._engine = Engine(self._upstream, expected)
 
+    @property
+    def base_url(self) -> str:
+        """The engine's."""
+        return self._upstream.base_url
+
     async def start(self) -> None:
         """Nothing to open: connections come with the first request."""
 

@@ -77,6 +77,10 @@ class Prefill(enum.Enum):
 class Backend(Protocol):
     """One backend of one tier. All methods run on the worker's event loop."""
 
+    @property
+    def base_url(self) -> str:
+        """Where requests go, for the traces; empty if that is no one place."""
+
     async def start(self) -> None:
         """Opens what it needs (HTTP sessions); called once, before the first probe."""
 

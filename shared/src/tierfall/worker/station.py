@@ -74,7 +74,7 @@ class Station:
         self._outbox = outbox
         self._jobs = jobs
         self._meters = meters
-        self._trace = TierTrace(tracer, name, tier, worker)
+        self._trace = TierTrace(tracer, name, tier, worker, backend.base_url)
         self._loop = asyncio.get_running_loop()
         self._health = Health("down", "not probed yet")
         self._draining = False

@@ -34,13 +34,19 @@ _PROVIDERS: Final = {
     "azure": "azure.ai.openai",
 }
 """Where the conventions' well-known value differs from the name in the config."""
-_NUMBERS: Final = {
-    "max_tokens": "gen_ai.request.max_tokens",
-    "max_completion_tokens": "gen_ai.request.max_tokens",
-    "temperature": "gen_ai.request.temperature",
-    "top_p": "gen_ai.request.top_p",
-    "seed": "gen_ai.request.seed",
+_NUMBERS: Final[dict[str, tuple[str, type[int | float]]]] = {
+    "max_tokens": ("gen_ai.request.max_tokens", int),
+    "max_completion_tokens": ("gen_ai.request.max_tokens", int),
+    "temperature": ("gen_ai.request.temperature", float),
+    "top_p": ("gen_ai.request.top_p", float),
+    "top_k": ("gen_ai.request.top_k", int),
+    "frequency_penalty": ("gen_ai.request.frequency_penalty", float),
+    "presence_penalty": ("gen_ai.request.presence_penalty", float),
+    "seed": ("gen_ai.request.seed", int),
 }
+"""A backend may refuse two types under one name, so ``"temperature": 1`` is told as 1.0."""
+EFFORTS: Final = frozenset({"none", "minimal", "low", "medium", "high", "xhigh"})
+"""Of ``reasoning_effort``; anything else may be text of the caller's."""
 
 
 class _Answered(msgspec.Struct):
@@ -58,13 +64,14 @@ class TierTrace:
         name: The tier's name.
         tier: Its config.
         worker: The process's id.
+        base_url: Where the tier's backend is.
     """
 
-    def __init__(self, tracer: Tracer, name: str, tier: Tier, worker: str) -> None:
+    def __init__(self, tracer: Tracer, name: str, tier: Tier, worker: str, base_url: str) -> None:
         self._tracer = tracer
         self._genai = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": provider_name(tier)}
         self._tierfall = {"tierfall.tier": name, "tierfall.worker": worker}
-        self._server = server_of(tier)
+        self._server = server_of(base_url)
 
     def begin(self, envelope: Envelope) -> JobTrace:
         """The span of a request that this worker has accepted, below the ingress's attempt."""
@@ -166,9 +173,9 @@ def provider_name(tier: Tier) -> str:
     return _PROVIDERS.get(tier.provider, tier.provider)
 
 
-def server_of(tier: Tier) -> dict[str, Any]:
-    """``server.address`` and ``server.port`` of the tier's backend, where the config has them."""
-    parts = urlsplit(tier.base_url)
+def server_of(base_url: str) -> dict[str, Any]:
+    """``server.address`` and ``server.port`` of a backend; nothing for an empty URL."""
+    parts = urlsplit(base_url)
     if not parts.hostname:
         return {}
     port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -176,17 +183,21 @@ def server_of(tier: Tier) -> dict[str, Any]:
 
 
 def _asked(ask: Ask) -> dict[str, Any]:
-    """The numbers among the request's parameters, and ``n`` when it is not 1; nothing that is text."""
-    found = {name: value for field, name in _NUMBERS.items() if (value := _number(ask, field)) is not None}
-    choices = _number(ask, "n")
-    if choices not in {None, 1}:
+    """Parameters that are numbers or one of a few words; nothing that may be text of the caller's."""
+    found: dict[str, Any] = {}
+    for field, (name, kind) in _NUMBERS.items():
+        value = _given(ask, field)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < INT64_LIMIT:
+            found[name] = kind(value)
+    choices = _given(ask, "n")
+    if isinstance(choices, int) and not isinstance(choices, bool) and 1 < choices < INT64_LIMIT:
         found["gen_ai.request.choice.count"] = choices
+    effort = _given(ask, "reasoning_effort")
+    if isinstance(effort, str) and effort in EFFORTS:
+        found["gen_ai.request.reasoning.level"] = effort
     return found
 
 
-def _number(ask: Ask, field: str) -> float | None:
+def _given(ask: Ask, field: str) -> Any:
     raw = ask.body.get(field)
-    value = None if raw is None else msgspec.json.decode(raw)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if abs(value) < INT64_LIMIT else None
+    return None if raw is None else msgspec.json.decode(raw)
