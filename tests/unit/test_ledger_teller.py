@@ -1,0 +1,187 @@
+"""The ledger over a store that loses answers: nothing counted twice, nothing too much, little written."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fakes.polling import until
+from fakes.shaky_store import Mood, ShakyStore
+from tierfall.errors import Internal, StoreUnavailable
+from tierfall.ledger import Grant, Ledger, Limit, Metric, Spent, Window, Wish, teller, unpack_account
+from tierfall.store import Entry
+
+DAY = Limit(Metric.REQUESTS, 10, Window.DAY)
+TOKENS = Limit(Metric.TOKENS, 1000, Window.DAY)
+NOON = 1_795_608_000.0
+WISH = Wish(limits=(DAY,), amounts={Metric.REQUESTS: 1})
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between tries that a test need not sit out."""
+    monkeypatch.setattr(teller, "RETRY_MIN_S", 0.001)
+    monkeypatch.setattr(teller, "RETRY_MAX_S", 0.002)
+
+
+def ledger(store: ShakyStore) -> Ledger:
+    """A replica whose clock stands still at noon."""
+    return Ledger(store, lambda: NOON)
+
+
+async def ask(*ledgers: Ledger, each: int, wish: Wish = WISH) -> tuple[list[Grant], list[Exception]]:
+    """So many wishes at once at each replica: what was granted, and what came instead."""
+    found = await asyncio.gather(
+        *(one.reserve("scope", wish) for one in ledgers for _ in range(each)), return_exceptions=True
+    )
+    return [x for x in found if isinstance(x, Grant)], [x for x in found if isinstance(x, Exception)]
+
+
+def used(store: ShakyStore, limit: Limit = DAY) -> int:
+    """What the document says."""
+    return unpack_account(store.entries["scope"].value).used(limit, NOON)
+
+
+async def test_a_burst_is_one_write() -> None:
+    """Ten times the limit within one turn of the loop: one write, the limit granted, the rest refused."""
+    store = ShakyStore()
+    one = ledger(store)
+    granted, refused = await ask(one, each=100)
+    assert (len(granted), len(refused), store.puts) == (10, 90, 1)
+    assert all(isinstance(error, Spent) for error in refused)
+    await one.close()
+
+
+async def test_what_is_spent_costs_no_write_and_no_read() -> None:
+    """While the document is fresh, a refusal comes from memory."""
+    store = ShakyStore()
+    one = ledger(store)
+    await ask(one, each=20)
+    before = store.gets, store.puts
+    assert len((await ask(one, each=20))[1]) == 20
+    assert (store.gets, store.puts) == before
+    await one.close()
+
+
+async def test_a_refusal_from_old_memory_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another replica gave back is found, before a request is refused by what was known long ago."""
+    monkeypatch.setattr(teller, "FRESH_S", -1.0)
+    store = ShakyStore()
+    one, two = ledger(store), ledger(store)
+    grants, _ = await ask(one, each=10)
+    assert len((await ask(two, each=1))[1]) == 1
+    one.refund(grants[0])
+    await until(lambda: used(store) == 9)
+    assert len((await ask(two, each=1))[0]) == 1
+    await one.close()
+    await two.close()
+
+
+async def test_replicas_share_one_limit() -> None:
+    """Five replicas in each other's way grant the limit together, exactly."""
+    store = ShakyStore()
+    replicas = [ledger(store) for _ in range(5)]
+    granted, refused = await ask(*replicas, each=20)
+    assert (len(granted), len(refused), used(store)) == (10, 90, 10)
+    for replica in replicas:
+        await replica.close()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    moods=st.lists(st.sampled_from(Mood), max_size=12),
+    replicas=st.integers(1, 3),
+    each=st.integers(1, 12),
+    waves=st.integers(1, 3),
+)
+def test_lost_answers_are_neither_counted_twice_nor_forgotten(
+    moods: list[Mood], replicas: int, each: int, waves: int
+) -> None:
+    """Whatever becomes of the writes, the document holds just what was granted, and never above the limit."""
+
+    async def run() -> None:
+        store = ShakyStore(moods)
+        ledgers = [ledger(store) for _ in range(replicas)]
+        granted = 0
+        for _ in range(waves):
+            grants, others = await ask(*ledgers, each=each)
+            granted += len(grants)
+            assert all(isinstance(error, Spent) for error in others)
+        assert granted == min(10, replicas * each * waves)
+        assert used(store) == granted
+        for one in ledgers:
+            await one.close()
+
+    asyncio.run(run())
+
+
+async def test_settlements_survive_lost_answers() -> None:
+    """A settlement whose write has no answer is made once: not twice, not never."""
+    store = ShakyStore()
+    one = ledger(store)
+    wish = Wish(limits=(TOKENS,), amounts={Metric.TOKENS: 400})
+    grants, _ = await ask(one, each=2, wish=wish)
+    for mood, grant in zip((Mood.LOST, Mood.LATE), grants, strict=True):
+        store._moods = [mood]
+        one.settle(grant, {Metric.TOKENS: 150})
+        await one.close()
+    assert used(store, TOKENS) == 300
+
+
+async def test_who_leaves_takes_nothing_along() -> None:
+    """A client that hangs up while its wish is being written leaves the limit as it was."""
+    store = ShakyStore()
+    one = ledger(store)
+    for turns in range(6):
+        task = asyncio.create_task(one.reserve("scope", WISH))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            one.refund(task.result())
+        await one.close()
+        assert "scope" not in store.entries or used(store) == 0
+
+
+async def test_a_store_that_is_away_for_a_moment_is_waited_for() -> None:
+    """A restart of NATS delays wishes, and grants none twice."""
+    store = ShakyStore()
+    store.down = True
+    one = ledger(store)
+    asking = asyncio.create_task(ask(one, each=20))
+    await until(lambda: store.turned_away)
+    store.down = False
+    granted, refused = await asking
+    assert (len(granted), len(refused), used(store)) == (10, 10, 10)
+    await one.close()
+
+
+async def test_a_store_that_stays_away_grants_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows what is left: wishes fail with the store's own words, and what was settled is kept."""
+    store = ShakyStore()
+    one = ledger(store)
+    wish = Wish(limits=(TOKENS,), amounts={Metric.TOKENS: 400})
+    grants, _ = await ask(one, each=1, wish=wish)
+    monkeypatch.setattr(teller, "PATIENCE_S", 0.0)
+    store.down = True
+    one.settle(grants[0], {Metric.TOKENS: 10})
+    with pytest.raises(StoreUnavailable, match="no answer"):
+        await one.reserve("scope", wish)
+    store.down = False
+    await one.close()
+    assert used(store, TOKENS) == 10
+
+
+async def test_a_foreign_document_closes_the_limit() -> None:
+    """What cannot be read is not overwritten and not ignored: the wish fails, and says why."""
+    store = ShakyStore()
+    store.entries["scope"] = Entry("scope", b"not ours", 1)
+    one = ledger(store)
+    with pytest.raises(Internal, match="cannot be read"):
+        await one.reserve("scope", WISH)
+    assert store.entries["scope"].value == b"not ours"
+    await one.close()
