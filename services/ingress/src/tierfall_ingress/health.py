@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from tierfall_ingress.services import Services
+    from tierfall_ingress.stored import StoredKeys
 
 
 def add_health(api: FastAPI, services: Services) -> None:
@@ -76,6 +77,7 @@ def report(services: Services) -> dict[str, Any]:
     return {
         "status": "healthy" if services.unready_because() is None else "unhealthy",
         "nats": "connected" if services.bus.connected else "disconnected",
+        **({} if services.stored is None else {"stored_keys": _stored(services.stored)}),
         "tiers": {name: tier_report(services, name) for name in config.tiers},
         "models": models,
         "healthy_endpoints": [{"model": name} for name in healthy],
@@ -86,6 +88,11 @@ def report(services: Services) -> dict[str, Any]:
         "healthy_count": len(healthy),
         "unhealthy_count": len(unhealthy),
     }
+
+
+def _stored(stored: StoredKeys) -> dict[str, Any]:
+    """Whether a key made or revoked now would count."""
+    return {"count": len(stored), "state": "lost" if stored.problem else "followed", "reason": stored.problem}
 
 
 def tier_report(services: Services, name: str) -> dict[str, Any]:

@@ -1,19 +1,24 @@
-"""Client keys: who may call, and which models."""
+"""Client keys: who may call, which models, and how much."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tierfall.errors import KeyRefused, ModelForbidden
+from tierfall.keys import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tierfall.config import ApiKey
+    from tierfall.config import ApiKey, Limits, Server
+    from tierfall_ingress.stored import StoredKeys
 
 _SCHEME: Final = "bearer"
+
+
+class Allowance(NamedTuple):
+    """What a key may use, and the ledger's account in which it is counted."""
+
+    scope: str
+    limits: Limits
 
 
 class Caller(NamedTuple):
@@ -22,6 +27,8 @@ class Caller(NamedTuple):
     name: str
     models: frozenset[str] | None
     """The models that the caller may use; ``None`` for all."""
+    allowance: Allowance | None = None
+    """``None`` for a key without limits: nothing is counted."""
 
     def may_use(self, model: str) -> bool:
         """Whether the key allows this model."""
@@ -37,41 +44,43 @@ ANYBODY: Final = Caller("anybody", None)
 
 
 class KeyRing:
-    """The configured keys, hashed; with none, anybody may call (the config allows that on loopback only)."""
+    """The keys of the config and, with ``server.stored_keys``, those that NATS keeps; all by their digest.
 
-    def __init__(self, keys: Iterable[ApiKey]) -> None:
-        self._callers = [
-            (
-                _digest(key.key.value),
-                Caller(key.name or f"key-{number}", None if key.models is None else frozenset(key.models)),
-            )
-            for number, key in enumerate(keys, start=1)
-        ]
+    With neither, anybody may call (the config allows that on loopback only). Why a digest may be looked up in
+    a table, and need not be compared with each, is told in :mod:`tierfall.keys.secret`.
+    """
+
+    def __init__(self, server: Server, stored: StoredKeys | None = None) -> None:
+        self._callers = {
+            digest(key.key.value): _caller(key, number) for number, key in enumerate(server.api_keys, start=1)
+        }
+        self._stored = stored
+        self._open = not self._callers and stored is None
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sends this ``Authorization`` header.
 
-        Every key is compared, in constant time, so that the time taken tells nothing.
-
         Raises:
             KeyRefused: There are keys, and this is none of them.
+            StoreUnavailable: It may be one that NATS keeps, and those have not been read yet.
         """
-        if not self._callers:
+        if self._open:
             return ANYBODY
         if not authorization:
             raise KeyRefused("no API key: send it as 'Authorization: Bearer KEY'")
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != _SCHEME or not key.strip():
             raise KeyRefused("the Authorization header is not of the form 'Bearer KEY'")
-        digest = _digest(key.strip())
-        found = None
-        for known, caller in self._callers:
-            if hmac.compare_digest(known, digest):
-                found = caller
+        shown = digest(key.strip())
+        found = self._callers.get(shown)
+        if found is None and self._stored is not None:
+            found = self._stored.find(shown)
         if found is None:
             raise KeyRefused("this API key is not known here")
         return found
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+def _caller(key: ApiKey, number: int) -> Caller:
+    name = key.name or f"key-{number}"
+    models = None if key.models is None else frozenset(key.models)
+    return Caller(name, models, Allowance(f"client.config.{name}", key.limits) if key.limits else None)

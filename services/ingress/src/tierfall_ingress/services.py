@@ -12,6 +12,7 @@ from tierfall.telemetry import OFF
 from tierfall_ingress.breaker import Breaker
 from tierfall_ingress.keys import KeyRing
 from tierfall_ingress.roster import Roster
+from tierfall_ingress.stored import StoredKeys
 from tierfall_ingress.switchboard import Switchboard
 from tierfall_ingress.waiting import WaitingRoom
 
@@ -40,6 +41,7 @@ class Services:
         self.switchboard = Switchboard(bus, self.roster.drop)
         self.rooms: dict[str, WaitingRoom] = {}
         self.breakers: dict[str, Breaker] = {}
+        self.stored: StoredKeys | None = None
         self.draining = False
         self.started_at = int(time.time())
         self._loop = asyncio.get_running_loop()
@@ -58,13 +60,17 @@ class Services:
 
     async def close(self) -> None:
         """Ends what is open on the bus."""
+        if self.stored is not None:
+            await self.stored.close()
         await self.switchboard.close()
         await self.roster.close()
 
     def apply(self, config: Config) -> None:
         """Makes this the config of all requests to come."""
         self.config = config
-        self.keys = KeyRing(config.server.api_keys)
+        if config.server.stored_keys and self.stored is None:
+            self.stored = StoredKeys(self.bus, config.nats.replicas)
+        self.keys = KeyRing(config.server, self.stored if config.server.stored_keys else None)
         for name, tier in config.tiers.items():
             room = self.rooms.setdefault(name, WaitingRoom(name, tier.max_waiting))
             room.limit = tier.max_waiting

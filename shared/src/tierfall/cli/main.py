@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tierfall.errors import ConfigError
+from tierfall.errors import BusError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
-    except ConfigError as error:
+    except (ConfigError, BusError) as error:
         sys.stderr.write(f"{error.message}\n")
         return 1
     return status
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_doctor(commands)
     _add_nats_config(commands)
+    _add_keys(commands)
     return parser
 
 
@@ -110,6 +111,42 @@ def _add_nats_config(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "--ingresses", type=int, default=1, help="ingresses that get a user each, and so inboxes of their own"
     )
     nats_config.set_defaults(run=_nats_config)
+
+
+def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--config", required=True, type=Path, metavar="FILE", help="whose NATS keeps the keys")
+    place.add_argument(
+        "--nkey", default="", metavar="FILE", help="connect with this seed: the admin's of nats-config"
+    )
+    keys = commands.add_parser(
+        "keys",
+        help="make, list and revoke client keys while everything runs",
+        description="Client keys that NATS keeps, hashed. Every ingress whose config has"
+        " `server.stored_keys: true` follows a change within a second.",
+    )
+    doings = keys.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    create = doings.add_parser("create", parents=[place], help="make a key, and show it this once")
+    create.add_argument("--name", required=True, help="under which it is listed, logged and revoked")
+    for flag, metavar, text in (
+        ("--model", "NAME", "a model that it may use (default: all)"),
+        ("--requests", "RATE", "such as 60/m, 1000/d, 20000/month, 100000/total"),
+        ("--tokens", "RATE", "likewise, of prompts and answers together"),
+        ("--budget", "RATE", "money by the models' prices, such as 0.5/d, 20/month, 100/total"),
+    ):
+        create.add_argument(
+            flag, action="append", default=[], metavar=metavar, help=f"{text}; may be repeated"
+        )
+    create.add_argument(
+        "--timezone", default="UTC", metavar="ZONE", help="at whose midnight days and months begin"
+    )
+    create.set_defaults(run=_keys_create)
+    list_ = doings.add_parser("list", parents=[place], help="show the keys' names, models and limits")
+    list_.add_argument("--json", action="store_true", help="print them as JSON")
+    list_.set_defaults(run=_keys_list)
+    revoke = doings.add_parser("revoke", parents=[place], help="end keys")
+    revoke.add_argument("name", nargs="+", metavar="NAME")
+    revoke.set_defaults(run=_keys_revoke)
 
 
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -177,6 +214,35 @@ def _nats_config(arguments: argparse.Namespace) -> int:
 
     config = load(arguments.config, os.environ, for_worker=True) if arguments.config else None
     return nats_config.run(arguments.out, config, arguments.ingresses, sys.stdout)
+
+
+def _keys_create(arguments: argparse.Namespace) -> int:
+    from tierfall.cli import keys  # noqa: PLC0415 - see above
+
+    wanted = keys.Create(
+        name=arguments.name,
+        models=arguments.model,
+        requests=arguments.requests,
+        tokens=arguments.tokens,
+        budget=arguments.budget,
+        timezone=arguments.timezone,
+    )
+    place = keys.Place(config=arguments.config, nkey=arguments.nkey)
+    return keys.create(place, wanted, os.environ, sys.stdout, sys.stderr)
+
+
+def _keys_list(arguments: argparse.Namespace) -> int:
+    from tierfall.cli import keys  # noqa: PLC0415 - see above
+
+    place = keys.Place(config=arguments.config, nkey=arguments.nkey)
+    return keys.list_(place, os.environ, sys.stdout, sys.stderr, json=arguments.json)
+
+
+def _keys_revoke(arguments: argparse.Namespace) -> int:
+    from tierfall.cli import keys  # noqa: PLC0415 - see above
+
+    place = keys.Place(config=arguments.config, nkey=arguments.nkey)
+    return keys.revoke(place, arguments.name, os.environ, sys.stderr)
 
 
 def _import_litellm(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 CLUSTER_REPLICAS: Final = 3
+LISTED_WITHIN_S: Final = 10.0
 DUPLICATES_NS: Final = 120 * 10**9
 
 
@@ -117,6 +119,30 @@ class Bucket:
     async def delete(self, key: str, expected: int | None = None) -> int:
         """Deletes a key, which need not be there; ``expected``, what it returns and raises as :meth:`put`."""
         return await self._write(key, b"", {OPERATION: DELETION}, expected)
+
+    async def entries(self) -> dict[str, Entry]:
+        """Everything that is there now, by key; for tools.
+
+        Raises:
+            StoreUnavailable, BusDown: As :meth:`ensure`.
+        """
+        await self.ensure()
+        found: dict[str, Entry] = {}
+
+        def take(entry: Entry) -> None:
+            if not entry.deleted:
+                found[entry.key] = entry
+
+        watch = self.watch(take)
+        try:
+            async with asyncio.timeout(LISTED_WITHIN_S):
+                await watch.wait_complete()
+        except TimeoutError:
+            why = watch.problem or f"not within {LISTED_WITHIN_S:g} s"
+            raise StoreUnavailable(f"the bucket {self.name} cannot be read: {why}") from None
+        finally:
+            await watch.close()
+        return found
 
     def watch(self, callback: Callable[[Entry], None]) -> Watch:
         """Tells of every entry that is there and then of every change, over restarts; see :class:`Watch`."""
