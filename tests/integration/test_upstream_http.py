@@ -120,6 +120,17 @@ async def test_framings(pool: HttpPool, answer: list[bytes | None]) -> None:
         await pool.close()
 
 
+async def test_trailers_are_no_headers(pool: HttpPool) -> None:
+    """What follows a body cannot change what its headers said (RFC 9110, section 6.5.1)."""
+    head = b"HTTP/1.1 200 OK\r\nRetry-After: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with Server([head + b"2\r\nhe\r\n0\r\nRetry-After: 99\r\nX: y\r\n\r\n"]) as server:
+        response = await pool.request("GET", server.url)
+        assert await response.read() == b"he"
+        assert response.whole
+        assert response.headers == {"retry-after": "1", "transfer-encoding": "chunked"}
+        await pool.close()
+
+
 async def test_a_connection_serves_one_request_after_the_other(pool: HttpPool) -> None:
     """What ended in good order is used again."""
     async with Server() as server:

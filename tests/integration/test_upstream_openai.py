@@ -195,6 +195,18 @@ async def test_what_came_before_a_cut_is_not_lost(provider: FakeProvider, upstre
     assert type(error) is StreamBroken
 
 
+@pytest.mark.parametrize(
+    "choice", ["1", '"finish_reason"', '{"message": "text"}', '{"message": {"tool_calls": [1]}}']
+)
+async def test_a_completion_of_other_fields_breaks_the_stream(
+    provider: FakeProvider, upstream: OpenAIUpstream, choice: str
+) -> None:
+    """JSON to a streaming request whose choices are none is garbage like any other."""
+    provider.plan(Raw(f'{{"choices": [{choice}]}}'.encode(), "application/json"))
+    text, error, _ = await run(upstream)
+    assert (text, type(error)) == ("", StreamBroken)
+
+
 @pytest.mark.parametrize("code", [None, "null"])
 async def test_null_error_member_is_no_error(
     provider: FakeProvider, upstream: OpenAIUpstream, code: str | None

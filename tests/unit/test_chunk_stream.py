@@ -104,6 +104,19 @@ def test_a_missing_delta_becomes_an_empty_one() -> None:
     assert [chunk["choices"][0]["delta"] for chunk in found] == [{"role": "assistant"}, {}, {}]
 
 
+def test_a_missing_index_or_finish_reason_is_said() -> None:
+    """SDKs read both of every choice: an engine that leaves them out means the first choice, and null."""
+    chunks = stream()
+    first, last = fed(
+        chunks,
+        payload({"delta": {"role": "assistant", "content": "a"}}),
+        payload({"index": None, "delta": {}, "finish_reason": "stop"}),
+    )
+    assert first["choices"] == [choice({"role": "assistant", "content": "a"})]
+    assert last["choices"] == [choice({}, "stop")]
+    assert chunks.complete
+
+
 def test_a_tool_calls_id_type_and_name_are_said_once() -> None:
     """What SDKs would join to itself is taken out of later deltas; arguments stay as they are."""
     call = {

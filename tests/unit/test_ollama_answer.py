@@ -117,6 +117,19 @@ def test_a_broken_line_is_a_broken_stream(line: bytes) -> None:
     assert not answer.done
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"message":{"content":"\xca"}}',
+        b'{"message":{"tool_calls":[{"function":{"name":"f","arguments":{"\xca":1}}}]}}',
+    ],
+)
+def test_bad_utf8_is_a_broken_stream(line: bytes) -> None:
+    """Also within a call's arguments, which are passed on unread."""
+    with pytest.raises(StreamBroken, match="cut off or is no JSON"):
+        list(Answer().feed(line))
+
+
 def test_an_end_without_a_reason_is_a_broken_stream() -> None:
     """Ollama leaves the reason out when its runner lost the connection: the answer may be cut."""
     line = done()

@@ -64,6 +64,11 @@ def test_only_one_space_is_taken_off() -> None:
     assert parse([b"data:  x\n\ndatax: y\n\nDATA: z\n\n"]) == [b" x"]
 
 
+def test_a_field_without_colon_is_empty() -> None:
+    """``data`` alone is an empty data line: a line break in a payload, and no event by itself."""
+    assert parse([b"data\ndata: x\n\ndata\n\n"]) == [b"\nx"]
+
+
 def test_unfinished_line_is_bounded() -> None:
     """A line without end is refused when it passes the bound, not kept for ever."""
     parser = SSEParser(max_event_bytes=100)

@@ -170,6 +170,32 @@ def test_google_retry_delay_and_daily_quota() -> None:
     assert type(answer(429, google("enough", 429, "RESOURCE_EXHAUSTED", daily, delay))) is QuotaExhausted
 
 
+@pytest.mark.parametrize("delay", ["-35s", "nans", "1e999s", "s", "35"])
+def test_a_delay_that_is_none_is_not_believed(delay: str) -> None:
+    """A wait that no clock can keep does not travel."""
+    body = google("slow down", 429, "RESOURCE_EXHAUSTED", {"retryDelay": delay})
+    assert answer(429, body).retry_after is None
+
+
+def test_a_retry_after_beyond_every_calendar_is_not_believed() -> None:
+    """Nor does a date that is none."""
+    found = answer(429, error(), Retry_After="Mon, 1 Jan 99999999999 00:00:00 GMT")
+    assert (type(found), found.retry_after) == (RateLimited, None)
+
+
+@pytest.mark.parametrize("place", [5, "body", {"a": 1}, None])
+def test_a_validation_without_a_place_is_still_told(place: Any) -> None:
+    """FastAPI's ``loc`` is a list; whatever else it may be, the words are kept."""
+    found = answer(422, {"detail": [{"type": "missing", "loc": place, "msg": "Field required"}]})
+    assert (type(found), found.message, found.param) == (InvalidRequest, "Field required", None)
+
+
+@pytest.mark.parametrize("code", ["\u00b2", "9" * 5000, "\u0664\u0660\u0664"])
+def test_a_code_of_odd_digits_is_text(code: str) -> None:
+    """Only three plain digits are an HTTP status."""
+    assert answer(400, error(code=code)).code == code
+
+
 @pytest.mark.parametrize(
     ("decoded", "expected"),
     [

@@ -150,8 +150,10 @@ class Answer:
 
 def _decode(payload: bytes) -> _Line:
     try:
+        if not payload.isascii():
+            payload.decode()  # the parser does not look into a call's arguments
         line = _lines.decode(payload)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise StreamBroken("Ollama's answer was cut off or is no JSON") from None
     if line.error is not None:
         raise StreamBroken(f"Ollama failed: {line.error[:ERROR_TEXT_LIMIT]}")

@@ -54,9 +54,10 @@ class Delta(msgspec.Struct):
 class Choice(msgspec.Struct):
     """One choice of a chunk, as far as it is judged."""
 
-    index: int = 0
+    index: int | None = None
+    """``None`` when the engine leaves it out: it means the first."""
     delta: Delta | None = None
-    finish_reason: str | None = None
+    finish_reason: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Judged(msgspec.Struct):
@@ -166,10 +167,12 @@ class ChunkStream:
         first = choice.index not in self._seen
         delta = choice.delta
         return (
-            delta is None
+            choice.index is None
+            or delta is None
             or first != (delta.role is not None)
             or (choice.finish_reason is not None and choice.index in self._finished)
             or choice.finish_reason == ""
+            or choice.finish_reason is msgspec.UNSET
             or any(self._repeats(choice.index, call) for call in delta.tool_calls or ())
         )
 
@@ -179,23 +182,23 @@ class ChunkStream:
         return (choice, call.index) in self._calls and bool(call.id or call.type or named)
 
     def _note(self, choice: Choice) -> None:
-        self._seen.add(choice.index)
-        delta = choice.delta
+        index, delta = choice.index or 0, choice.delta
+        self._seen.add(index)
         if delta is not None and delta.has_output():
             self.started = True
             self.outputs += 1
             for call in delta.tool_calls or ():
                 if call.index is not None:
-                    self._calls.add((choice.index, call.index))
+                    self._calls.add((index, call.index))
         if choice.finish_reason:
             self.started = True
-            self._finished.setdefault(choice.index, choice.finish_reason)
+            self._finished.setdefault(index, choice.finish_reason)
 
     def _mend(self, raw: msgspec.Raw) -> msgspec.Raw:
-        """A delta always, role first and once, ``finish_reason`` once, a tool call's name once."""
+        """Index and delta always, role first and once, ``finish_reason`` once, a tool call's name once."""
         choices = _choices.decode(raw)
         for choice in choices:
-            index = choice.get("index", 0)
+            index = choice["index"] = choice.get("index") or 0
             delta = choice.get("delta") or {}
             role = delta.pop("role", None) or "assistant"
             choice["delta"] = delta if index in self._seen else {"role": role, **delta}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import msgspec
 
 MAX_QUOTED_CHARS: Final = 1000
 """How much of a provider's own words travels on: enough for every known message, not for a HTML page."""
+_DELAY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)s")
+_STATUS: Final = re.compile(r"[45][0-9]{2}")
 
 
 class Complaint(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +80,8 @@ class Complaint(msgspec.Struct, frozen=True, kw_only=True):
     def _of_validation(cls, found: list[Any], outer: dict[str, Any]) -> Complaint:
         """Pydantic's list of ``{type, loc, msg}``; the first one is reported."""
         first = found[0] if found and isinstance(found[0], dict) else {}
-        where = [part for part in first.get("loc") or () if part != "body"]
+        place = first.get("loc")
+        where = [part for part in place if part != "body"] if isinstance(place, list) else []
         param = _path(where)
         said = _text(first.get("msg")) or "the request is not valid"
         return cls(
@@ -97,10 +101,8 @@ def _status_and_code(code: Any) -> tuple[int | None, str | None]:
     """An integer code between 400 and 599 is an HTTP status; any other code is text."""
     if isinstance(code, bool) or code is None:
         return None, None
-    number = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdigit()) else None
-    if number is not None and 400 <= number <= 599:  # noqa: PLR2004 - the range of HTTP's error statuses
-        return number, None
-    return None, str(code) or None
+    text = str(code)
+    return (int(text), None) if _STATUS.fullmatch(text) else (None, text or None)
 
 
 def _path(parts: list[Any]) -> str:
@@ -115,10 +117,8 @@ def _retry_delay(details: Any) -> float | None:
     """Google's ``retryDelay``, such as ``"35s"``, in seconds."""
     for item in details if isinstance(details, list) else ():
         delay = _text(item.get("retryDelay")) if isinstance(item, dict) else ""
-        try:
-            return float(delay.removesuffix("s"))
-        except ValueError:
-            continue
+        if match := _DELAY.fullmatch(delay):
+            return float(match.group(1))
     return None
 
 

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
+from tierfall.errors import StreamBroken
+
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -13,8 +15,14 @@ def as_chunk(completion: dict[str, Any]) -> bytes:
     """One ``chat.completion.chunk`` with everything in it, for an engine that ignores ``stream``.
 
     Members that are not known here stay as they are.
+
+    Raises:
+        StreamBroken: Its choices are not those of a completion.
     """
-    choices = [_streamed(choice) for choice in completion["choices"]]
+    try:
+        choices = [_streamed(choice) for choice in completion["choices"]]
+    except (TypeError, ValueError, AttributeError):
+        raise StreamBroken("the backend sent a completion whose fields are not those of one") from None
     return _encoder.encode({**completion, "object": "chat.completion.chunk", "choices": choices})
 
 

@@ -323,8 +323,9 @@ class _Connection(asyncio.Protocol):
         self._headers = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        """One header; trailers are dropped: they must not pass for headers (RFC 9110, section 6.5.1)."""
+        if self._response is None:
+            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """The head is there."""

@@ -100,6 +100,8 @@ class SSEParser:
                     data.clear()
             elif line.startswith(b"data:"):
                 data.append(line[6:] if line[5:6] == b" " else line[5:])
+            elif line == b"data":
+                data.append(b"")
         return payloads
 
     def _without_cr(self, data: bytes) -> bytes:
