@@ -162,19 +162,17 @@ class Soak:
 
     async def _load_for(self, seconds: float) -> None:
         stop = asyncio.Event()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=4)
-        async with (
-            httpx.AsyncClient(
-                base_url=self._stack.url, timeout=HANG_S, limits=limits, trust_env=False
-            ) as self._client,
-            asyncio.TaskGroup() as group,
-        ):
+        async with self._new_client() as self._client, asyncio.TaskGroup() as group:
             for _ in range(CLIENTS):
                 group.create_task(self._be_client(stop))
             group.create_task(self._disturb(stop))
             await asyncio.sleep(seconds)
             stop.set()
         await self._restore()
+
+    def _new_client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=4)
+        return httpx.AsyncClient(base_url=self._stack.url, timeout=HANG_S, limits=limits, trust_env=False)
 
     async def _settled(self, goal: Census | None) -> tuple[Census, Memory]:
         """Waits until all is over, or for so long that it never will be."""
@@ -243,13 +241,14 @@ class Soak:
 
     async def _vanish(self, question: Question) -> None:
         reading = Reading()
-        asking = asyncio.create_task(read_chat(self._client, reading, question.body))
-        await asyncio.wait([asking], timeout=self._source.uniform(0.0, 0.4))
-        if asking.done():
-            self._judge(question, await asking)
-            return
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        async with self._new_client() as client:  # what httpx's pool knows of a cancelled request it keeps
+            asking = asyncio.create_task(read_chat(client, reading, question.body))
+            await asyncio.wait([asking], timeout=self._source.uniform(0.0, 0.4))
+            if asking.done():
+                self._judge(question, await asking)
+                return
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
         if not question.text.startswith(reading.text):
             self._wrong(question, f"not its text: {reading.text[:80]!r}")
         self.tally.ends["vanish left"] += 1
