@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 CONFIG ?= examples/home.yaml
+MINUTES ?= 10
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,10 +18,11 @@ MODEL_MADE := $(VENV)/.model
 RUN_MADE := $(VENV)/.run
 DEV_MADE := $(VENV)/.dev
 DOCKER_MADE := $(VENV)/.docker
+FUZZ_MADE := $(VENV)/.fuzz
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-docker check-stack lint format bench bench-quick lock images clean
+.PHONY: help setup run test test-docker check-stack lint format bench bench-quick fuzz lock images clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,12 +58,16 @@ bench: $(DEV_MADE) ## Measure Tierfall next to other gateways (about 20 minutes,
 bench-quick: $(DEV_MADE) ## The same in under 3 minutes, next to the fastest of them alone
 	$(BIN)/python -m bench.run --quick
 
+fuzz: $(FUZZ_MADE) ## Fuzz what reads foreign bytes, MINUTES (10) for each of TARGETS (all)
+	$(BIN)/python bench/fuzz.py --minutes $(MINUTES) $(TARGETS)
+
 lock: $(DEV_MADE) ## Renew requirements/*.lock after a change of dependencies; UPGRADE=1 takes new versions
 	$(call compile,run)
 	$(call compile,dev)
 	$(call compile,model,--no-deps)
 	$(call compile,build)
 	$(call compile,docker)
+	$(call compile,fuzz,--only-binary :all:)
 	$(call compile,bench-ferro,--only-binary :all:)
 	$(call compile,bench-litellm,--only-binary :all:)
 	$(call compile_service,ingress)
@@ -74,7 +80,7 @@ images: ## Build the four images; BUILD=... goes to docker build
 	  docker build $(BUILD) -f services/$$name/Dockerfile -t tierfall/$$name . || exit 1; done
 
 clean: ## Remove .venv, caches and state
-	rm -rf $(VENV) .tierfall .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tierfall .bench .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_MADE):
@@ -109,6 +115,11 @@ $(DEV_MADE): requirements/dev.lock $(RUN_MADE)
 $(DOCKER_MADE): requirements/docker.lock $(DEV_MADE)
 	@echo "Installing what the tests with containers need"
 	@$(PIP) $(HASHED) -r requirements/docker.lock
+	@touch $@
+
+$(FUZZ_MADE): requirements/fuzz.lock $(DEV_MADE)
+	@echo "Installing the fuzzer"
+	@$(PIP) $(HASHED) -r requirements/fuzz.lock
 	@touch $@
 
 # $(1): which lock, $(2): further options. No index address, so that yours is used.
