@@ -27,6 +27,9 @@ MAX_PIPELINED: Final = 8
 """Requests that may stand behind a running one before the connection is no longer read."""
 STOP_GRACE_S: Final = 1.0
 """When the gateway stops: how long a request may be on its way already on a connection that looks idle."""
+HANGUP: Final = "tierfall.hangup"
+"""In each request's ASGI ``state``: a list. What is put into it is called when the client hangs up before its
+answer is whole; waiting for ``http.disconnect`` would take a task of its own for each request."""
 _HEAD_END: Final = b"\r\n\r\n"
 _UPGRADE_HEADERS: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
 
@@ -65,6 +68,8 @@ class Connection(HttpToolsProtocol):
         for cycle in self._open_cycles():
             cycle.disconnected = True
             cycle.message_event.set()
+            for listener in cycle.scope["state"][HANGUP]:
+                listener()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -91,6 +96,7 @@ class Connection(HttpToolsProtocol):
         """The head is there; what follows is the body."""
         if self.parser.should_upgrade():
             return  # the parser stops here, and the request begins anew without the wish
+        self.scope["state"][HANGUP] = []
         super().on_headers_complete()
         self._in_head = False
         self._empty_bytes = 0

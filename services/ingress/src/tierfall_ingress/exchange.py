@@ -22,6 +22,7 @@ from tierfall.errors import (
 )
 from tierfall_ingress.ask import parse_ask
 from tierfall_ingress.body import read_body
+from tierfall_ingress.connection import HANGUP
 from tierfall_ingress.keys import ANYBODY
 from tierfall_ingress.ladder import Ladder
 from tierfall_ingress.tracing import begin_request, end_request
@@ -83,6 +84,8 @@ class Exchange:
         self._answer: Answer | None = None
         self._committed = False
         self._read_whole = False
+        self._hangup = scope["state"][HANGUP]
+        self._hangup.append(self._hang_up)
         self.id = request_id(_text(self._headers.get(b"x-request-id")))
         traceparent = _text(self._headers.get(b"traceparent")) or ""
         self._span = begin_request(services.tracer, scope, traceparent)
@@ -105,12 +108,12 @@ class Exchange:
             status = failure.status
             await self._fail(failure)
         finally:
+            self._hangup.clear()  # or the two would keep each other until the collector comes
             self._services.meters.in_flight -= 1
             self._report(status, failure)
 
     async def _run(self) -> None:
         ask, ladder = await self._read()
-        watch = asyncio.create_task(self._watch(), name=f"watch {self.id}")
         try:
             self._answer, first = await ladder.climb()
             if ask.streaming:
@@ -118,7 +121,6 @@ class Exchange:
             else:
                 await respond(self._send, 200, [JSON, *self._told()], first)
         finally:
-            watch.cancel()
             if self._answer is not None:
                 self._answer.close()
 
@@ -137,10 +139,8 @@ class Exchange:
         ladder = self._ladder = Ladder(services, ask, self._caller, request_id=self.id, span=self._span)
         return ask, ladder
 
-    async def _watch(self) -> None:
-        """Notices that the client hangs up, in whatever phase its request is."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _hang_up(self) -> None:
+        """The client is gone, in whatever phase its request is."""
         if self._ladder is not None:
             self._ladder.hang_up()
         if self._answer is not None:

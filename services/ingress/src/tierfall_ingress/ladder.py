@@ -187,6 +187,9 @@ class Ladder:
         return await self._within_budget(self._climb(index))
 
     async def _within_budget(self, work: Coroutine[Any, Any, tuple[Answer, bytes]]) -> tuple[Answer, bytes]:
+        if self._gone:
+            work.close()
+            raise ClientGone("the client hung up")
         try:
             async with asyncio.timeout_at(self._began + self._budget) as self._giving_up:
                 return await work
