@@ -25,7 +25,7 @@ START_TIMEOUT_S: Final = 30.0
 """Importing everything takes a second on a quiet machine, and many on a busy one."""
 STOP_TIMEOUT_S: Final = 30.0
 _BIN: Final = Path(sys.executable).parent
-_WORKER_READY: Final = re.compile(r'"message": "(\S+) is ready"')
+_WORKER_READY: Final = re.compile(r'"message":"(\S+) is ready"')
 
 
 def free_port() -> int:
@@ -227,7 +227,7 @@ class Fleet:
         """Starts the small local model, and does not wait for it."""
         argv = ["tierfall", "engine", "--port", str(port), "--slots", str(slots)]
         name = f"engine-{len(self.processes)}"
-        engine = Process(name, argv, self._folder, lambda log: '"message": "ready"' in log)
+        engine = Process(name, argv, self._folder, lambda log: '"message":"ready"' in log)
         self.processes.append(engine)
         return engine
 
