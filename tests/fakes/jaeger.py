@@ -65,7 +65,7 @@ class RealJaeger:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        ports = _free_ports(3)
+        ports = free_ports(3)
         self.otlp, self.query, self._health = (f"http://127.0.0.1:{port}" for port in ports)
         self._config = {
             "service": {
@@ -143,7 +143,8 @@ def _told(span: SeenSpan, process: str) -> dict[str, Any]:
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """TCP ports of 127.0.0.1 that nobody listens on now."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
