@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fakes.fleet import NATS, SERVICES, Fleet, write_folder
+from fakes.fleet import JAEGER, NATS, SERVICES, Fleet, write_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,13 +30,21 @@ def docker_client() -> Iterator[Any]:
     have = {tag for image in client.images.list() for tag in image.tags}
     if absent := [name for name in SERVICES if f"tierfall/{name}:latest" not in have]:
         pytest.skip(f"no image of {', '.join(absent)}; `make images` builds them")
-    if NATS not in have:
-        try:
-            client.images.pull(NATS)
-        except docker.errors.APIError as error:
-            pytest.skip(f"{NATS} cannot be had: {error.explanation}")
+    _need(client, NATS)
     yield client
     client.close()
+
+
+def _need(client: Any, image: str) -> None:
+    """Pulls an image if it is not there; skips where it cannot be had."""
+    docker = importlib.import_module("docker")
+    try:
+        client.images.get(image)
+    except docker.errors.ImageNotFound:
+        try:
+            client.images.pull(image)
+        except docker.errors.APIError as error:
+            pytest.skip(f"{image} cannot be had: {error.explanation}")
 
 
 def _connected(docker: Any) -> tuple[Any, str]:
@@ -67,3 +75,10 @@ def fleet(docker_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
         made.nats()
         made.engine()
         yield made
+
+
+@pytest.fixture
+def jaeger(docker_client: Any, fleet: Fleet) -> Any:
+    """Jaeger beside the fleet, to which services that start later send their traces."""
+    _need(docker_client, JAEGER)
+    return fleet.jaeger()

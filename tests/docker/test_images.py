@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import pytest
 
-from fakes.fleet import KEY, SERVICES
+from deploy.checks import trace
+from fakes.fleet import KEY, QUERY_PORT, SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,6 +78,21 @@ def test_losing_a_worker_costs_nothing(fleet: Fleet) -> None:
         workers[1].get_wrapped_container().kill()
         told = client.post("/v1/chat/completions", json=ASK)
         assert (told.status_code, told.headers["x-tierfall-attempts"]) == (503, "one=no_workers")
+
+
+def test_an_escalation_is_seen_in_jaeger(
+    fleet: Fleet, jaeger: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The images send their spans, and Jaeger has the escalated request as one whole trace."""
+    fleet.service("worker-vllm")
+    with gateway(fleet.service("ingress")) as client:
+        until(lambda: client.get("/health").json()["tiers"]["gone"]["workers"])
+        query = f"http://{jaeger.get_container_host_ip()}:{jaeger.get_exposed_port(QUERY_PORT)}"
+        options = ["--gateway", str(client.base_url), "--jaeger", query, "--key", KEY, "--model", "second"]
+        status = trace.main(options)
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert printed.startswith("second: 200, gone=backend_down;one=ok, trace ")
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any, Final
 
+from fakes.manifests import read
 from tierfall.cli import nats_config
 from tierfall.config import parse
 
@@ -13,13 +14,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NATS: Final = "nats:2.15-alpine"
+QUERY_PORT: Final = 16686
 SERVICES: Final = ("ingress", "worker-vllm", "worker-ollama", "worker-cloud")
+JAEGER: Final[str] = read("compose.yaml")["services"]["jaeger"]["image"]
 KEY: Final = "sk-docker-tests"
 CONFIG: Final = """
 server: {host: 0.0.0.0, port: 4000, api_keys: ['${TIERFALL_KEY}']}
 nats: {url: nats://nats:4222, nkey: /run/tierfall/nkey}
-tiers: {one: {worker: vllm, base_url: 'http://engine:8000/v1'}}
-models: {first: {tier: one, backend_model: tiny}}
+tiers:
+  one: {worker: vllm, base_url: 'http://engine:8000/v1'}
+  gone: {worker: vllm, base_url: 'http://engine:1/v1'}
+models:
+  first: {tier: one, backend_model: tiny}
+  second: {tier: gone, backend_model: tiny, fallbacks: [first]}
 """
 
 
@@ -40,12 +47,16 @@ class Fleet:
         folder: Where its config and seeds are.
         network: They all join it.
         stack: Ends them.
+
+    Attributes:
+        environment: What our services find in theirs.
     """
 
     def __init__(self, folder: Path, network: Any, stack: ExitStack) -> None:
         self._folder = folder
         self._network = network
         self._stack = stack
+        self.environment: dict[str, str] = {}
 
     def start(
         self, image: str, alias: str, command: list[str], volumes: dict[str, str], **options: Any
@@ -59,6 +70,8 @@ class Fleet:
             container.with_volume_mapping(str(self._folder / source), target, "ro")
         if alias == "ingress":
             container.with_exposed_ports(4000).with_env("TIERFALL_KEY", KEY)
+        for variable, value in self.environment.items():
+            container.with_env(variable, value)
         return self._stack.enter_context(container)
 
     def service(self, name: str) -> Any:
@@ -69,6 +82,15 @@ class Fleet:
         return self.start(
             f"tierfall/{name}", name, command, {"config": "/etc/tierfall", name: "/run/tierfall"}
         )
+
+    def jaeger(self) -> Any:
+        """Jaeger, as compose.yaml has it; services that start later send it their traces."""
+        from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - not in the dev lock
+
+        container = DockerContainer(JAEGER).with_network(self._network).with_network_aliases("jaeger")
+        container.with_exposed_ports(QUERY_PORT).with_kwargs(read_only=True, cap_drop=["ALL"])
+        self.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://jaeger:4318"
+        return self._stack.enter_context(container)
 
     def nats(self) -> Any:
         """NATS with a user per service."""
