@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fakes.manifests import read
@@ -11,12 +12,12 @@ from tierfall.config import parse
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
-    from pathlib import Path
 
 NATS: Final = "nats:2.15-alpine"
 QUERY_PORT: Final = 16686
 SERVICES: Final = ("ingress", "worker-vllm", "worker-ollama", "worker-cloud")
 JAEGER: Final[str] = read("compose.yaml")["services"]["jaeger"]["image"]
+STORE: Final = "/data"
 KEY: Final = "sk-docker-tests"
 CONFIG: Final = """
 server: {host: 0.0.0.0, port: 4000, api_keys: ['${TIERFALL_KEY}']}
@@ -35,7 +36,8 @@ def write_folder(folder: Path, engine: Path) -> None:
     for name, text in (("config/tierfall.yaml", CONFIG), ("engine/engine.py", engine.read_text())):
         (folder / name).parent.mkdir()
         (folder / name).write_text(text)
-    nats_config.run(folder, parse(CONFIG, {"TIERFALL_KEY": KEY}, "tierfall.yaml"), 1, io.StringIO())
+    config = parse(CONFIG, {"TIERFALL_KEY": KEY}, "tierfall.yaml")
+    nats_config.run(folder, config, 1, io.StringIO(), store_dir=Path(STORE))
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
@@ -95,7 +97,12 @@ class Fleet:
     def nats(self) -> Any:
         """NATS with a user per service."""
         return self.start(
-            NATS, "nats", ["--config", "/etc/nats/nats.conf"], {"nats": "/etc/nats"}, user="10001"
+            NATS,
+            "nats",
+            ["--config", "/etc/nats/nats.conf"],
+            {"nats": "/etc/nats"},
+            user="10001",
+            tmpfs={STORE: "uid=10001"},
         )
 
     def engine(self) -> Any:

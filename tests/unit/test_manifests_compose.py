@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from fakes.manifests import ROOT, read
+from tierfall.cli.main import main
 from tierfall.config import load
 from tierfall.worker.process import DRAIN_S
 
@@ -83,6 +88,24 @@ def test_nothing_is_published_beyond_loopback(services: dict[str, Any]) -> None:
     assert published.pop("ingress") == ["${TIERFALL_LISTEN:-127.0.0.1}:4000:4000"]
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     assert not set(published) & {"nats", *SERVICES}
+
+
+def test_nats_server_takes_its_config(
+    services: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-server itself, with the options that it is given, reads what ``nats-users`` writes for it."""
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    writes = services["nats-users"]["command"][0].partition(" && ")[0].split()
+    there = {"/keys": str(tmp_path), "/etc/tierfall/compose.yaml": str(ROOT / "examples" / "compose.yaml")}
+    assert writes[:2] == ["tierfall", "nats-config"]
+    assert main([there.get(word, word) for word in writes[1:]]) == 0
+    conf = {"/etc/nats/nats.conf": str(tmp_path / "nats" / "nats.conf")}
+    options = [conf.get(word, word) for word in services["nats"]["command"]]
+    server = str(Path(sys.executable).with_name("nats-server"))
+    ran = subprocess.run([server, "-t", *options], capture_output=True, text=True, check=False, timeout=10)  # noqa: S603 - ours
+    assert ran.returncode == 0, ran.stderr
+    stored = re.findall(r'store_dir: "([^"]+)"', (tmp_path / "nats" / "nats.conf").read_text())
+    assert stored == [volumes(services["nats"])["nats-data"]]
 
 
 def test_workers_scale_and_drain(services: dict[str, Any]) -> None:

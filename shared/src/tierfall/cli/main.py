@@ -110,6 +110,12 @@ def _add_nats_config(commands: argparse._SubParsersAction[argparse.ArgumentParse
     nats_config.add_argument(
         "--ingresses", type=int, default=1, help="ingresses that get a user each, and so inboxes of their own"
     )
+    nats_config.add_argument(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="where the server keeps JetStream's files, as it sees them (default: beside nats.conf)",
+    )
     nats_config.set_defaults(run=_nats_config)
 
 
@@ -213,7 +219,7 @@ def _nats_config(arguments: argparse.Namespace) -> int:
     from tierfall.config import load  # noqa: PLC0415 - see above
 
     config = load(arguments.config, os.environ, for_worker=True) if arguments.config else None
-    return nats_config.run(arguments.out, config, arguments.ingresses, sys.stdout)
+    return nats_config.run(arguments.out, config, arguments.ingresses, sys.stdout, store_dir=arguments.store)
 
 
 def _keys_create(arguments: argparse.Namespace) -> int:

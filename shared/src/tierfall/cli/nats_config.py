@@ -59,7 +59,9 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     subscribe: tuple[str, ...]
 
 
-def run(out_dir: Path, config: Config | None, ingresses: int, out: TextIO) -> int:
+def run(
+    out_dir: Path, config: Config | None, ingresses: int, out: TextIO, *, store_dir: Path | None = None
+) -> int:
     """Writes ``nats/nats.conf``, ``nats/users.conf`` and ``<user>/nkey`` into a folder.
 
     Seeds that are there already are kept, so that it can be run again for a changed config; nats-server takes
@@ -70,6 +72,8 @@ def run(out_dir: Path, config: Config | None, ingresses: int, out: TextIO) -> in
         config: Whose tiers the workers may serve; any tier when it is None.
         ingresses: How many users for ingresses: several that share one could read each other's replies.
         out: Where to say what was written.
+        store_dir: Where the server keeps JetStream's files, by the name that it has on the server's side;
+            beside its config when it is None.
 
     Returns:
         The exit status, 0.
@@ -84,9 +88,8 @@ def run(out_dir: Path, config: Config | None, ingresses: int, out: TextIO) -> in
         folder = out_dir / SERVER_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "users.conf").write_text(users_conf(users(keys, config)), encoding="utf-8")
-        (folder / "nats.conf").write_text(
-            f"{SERVER_CONF}{jetstream(folder / STORE_NAME)}\n", encoding="utf-8"
-        )
+        stored = jetstream(store_dir or folder / STORE_NAME)
+        (folder / "nats.conf").write_text(f"{SERVER_CONF}{stored}\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out: cannot write {error.filename}: {error.strerror}") from error
     except ValueError as error:
