@@ -8,6 +8,8 @@
     │  │  └─ ContentFiltered       400     invalid_request_error  content_filter           never
     │  ├─ KeyRefused               401     invalid_request_error  invalid_api_key          never
     │  ├─ ModelForbidden           403     invalid_request_error  model_not_allowed        never
+    │  ├─ KeyRateLimited           429     rate_limit_error       rate_limit_exceeded      never
+    │  ├─ KeyQuotaSpent            429     insufficient_quota     insufficient_quota       never
     │  ├─ NotFound                 404     invalid_request_error  not_found                never
     │  │  └─ ModelNotFound         404     invalid_request_error  model_not_found          never
     │  ├─ MethodNotAllowed         405     invalid_request_error  method_not_allowed       never
@@ -160,6 +162,22 @@ class ModelForbidden(ClientError):
 
     status = 403
     code = "model_not_allowed"
+
+
+class KeyRateLimited(ClientError):
+    """The API key's own limit by the minute has no room; ``retry_after`` says when it will have."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class KeyQuotaSpent(ClientError):
+    """The API key's own limit by the day, month or in total, or its budget, is spent."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
 
 
 class NotFound(ClientError):

@@ -37,6 +37,12 @@ CHAT_PATHS: Final = frozenset(
 """Without ``/v1`` too: LiteLLM's users have base URLs of both kinds."""
 EXPOSED_HEADERS: Final = (
     "retry-after",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-reset-tokens",
     "x-request-id",
     "x-should-retry",
     "x-tierfall-attempts",

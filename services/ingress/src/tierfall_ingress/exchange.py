@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tierfall.config import Config
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.body import Receive
+    from tierfall_ingress.cashier import Charge
     from tierfall_ingress.keys import Caller
     from tierfall_ingress.ladder import Answer
     from tierfall_ingress.services import Services
@@ -82,6 +83,8 @@ class Exchange:
         self._ask: Ask | None = None
         self._ladder: Ladder | None = None
         self._answer: Answer | None = None
+        self._charge: Charge | None = None
+        self._transcript: Transcript | None = None
         self._committed = False
         self._read_whole = False
         self._hangup = scope["state"][HANGUP]
@@ -114,6 +117,10 @@ class Exchange:
 
     async def _run(self) -> None:
         ask, ladder = await self._read()
+        if self._caller.allowance is not None:
+            services = self._services
+            self._charge = services.cashier.open(self._caller.allowance, ask, services.config)
+            await self._charge.reserve()
         try:
             self._answer, first = await ladder.climb()
             if ask.streaming:
@@ -148,6 +155,7 @@ class Exchange:
 
     async def _stream(self, answer: Answer, data: bytes) -> None:
         send, transcript = self._send, Transcript()
+        self._transcript = transcript
         choices = self._ask.choices if self._ask is not None else 1
         await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *self._told()]})
         self._committed = True
@@ -197,8 +205,10 @@ class Exchange:
         if self._answer is not None:
             headers.append((b"x-tierfall-tier", self._answer.tier.encode()))
             headers.append((b"x-tierfall-worker", self._answer.worker.encode()))
-        if self._ladder is not None:
-            headers.append((b"x-tierfall-attempts", self._ladder.story.header.encode()))
+        if self._ladder is not None and (attempts := self._ladder.story.header):
+            headers.append((b"x-tierfall-attempts", attempts.encode()))
+        if self._charge is not None:
+            headers += self._charge.headers
         return headers
 
     def _report(self, status: int, failure: TierfallError | None) -> None:
@@ -208,6 +218,9 @@ class Exchange:
         answer, ladder = self._answer, self._ladder
         ending = None if answer is None else answer.ending
         self._services.meters.finished(known, status, took, answer, ending)
+        if self._charge is not None:
+            outputs = 0 if self._transcript is None else self._transcript.events
+            self._charge.settle(None if answer is None else answer.model, ending, outputs, failure)
         fields = {
             "request_id": self.id,
             "model": known,

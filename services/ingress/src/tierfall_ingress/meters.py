@@ -63,6 +63,12 @@ class Meters:
             "model",
             "kind",
         )
+        self._limited = self._counter(
+            "tierfall_key_refusals",
+            "Requests refused because a client key's own limit was spent, by what is limited in how long.",
+            "metric",
+            "window",
+        )
         self._add_litellm()
 
     def _add_litellm(self) -> None:
@@ -105,6 +111,10 @@ class Meters:
     def broke(self, tier: str, reason: str) -> None:
         """A stream broke after its first output, and another attempt is to go on with it."""
         self._broken.add((tier, reason))
+
+    def limited(self, metric: str, window: str) -> None:
+        """A client key's limit had no room."""
+        self._limited.add((metric, window))
 
     def finished(
         self, model: str, status: int, took_s: float, answer: Answer | None, ending: Ending | None

@@ -10,6 +10,7 @@ from tierfall.errors import BusDown
 from tierfall.protocol.presence import BEAT_EVERY_S, RECOVERY_S
 from tierfall.telemetry import OFF
 from tierfall_ingress.breaker import Breaker
+from tierfall_ingress.cashier import Cashier
 from tierfall_ingress.keys import KeyRing
 from tierfall_ingress.roster import Roster
 from tierfall_ingress.stored import StoredKeys
@@ -42,6 +43,7 @@ class Services:
         self.rooms: dict[str, WaitingRoom] = {}
         self.breakers: dict[str, Breaker] = {}
         self.stored: StoredKeys | None = None
+        self.cashier = Cashier(bus, config.nats.replicas, meters)
         self.draining = False
         self.started_at = int(time.time())
         self._loop = asyncio.get_running_loop()
@@ -62,6 +64,7 @@ class Services:
         """Ends what is open on the bus."""
         if self.stored is not None:
             await self.stored.close()
+        await self.cashier.close()
         await self.switchboard.close()
         await self.roster.close()
 

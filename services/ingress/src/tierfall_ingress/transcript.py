@@ -35,6 +35,11 @@ class Transcript:
         if self._size <= KEPT_BYTES:
             self._sent.append(events)
 
+    @property
+    def events(self) -> int:
+        """How many events were sent, of those that are kept."""
+        return sum(part.count(_EVENT) for part in self._sent)
+
     def finished(self, choices: int) -> bool:
         """Whether the client has the ``finish_reason`` of all its choices: nothing is missing but usage."""
         try:

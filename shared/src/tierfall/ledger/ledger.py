@@ -92,6 +92,11 @@ class Ledger:
 
         self._change(scope, correct)
 
+    def known(self, scope: str) -> Account:
+        """The account as this replica last read or wrote it: after an answer of :meth:`reserve`, with it."""
+        teller = self._tellers.get(scope)
+        return Account() if teller is None else teller.account
+
     async def look(self, scope: str) -> Account:
         """The account as it is now; for tools, which have no watch on it.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Final, Self
 
-from tierfall.ledger.limit import UTC, Limit, Window, zone_of
+from tierfall.ledger.limit import UTC, Limit, Metric, Window, zone_of
 
 if TYPE_CHECKING:
     from tierfall.ledger.account import Bench
 
+MILLIONTHS: Final = 1_000_000
 _HOUR_S: Final = 3600
 _MINUTE_S: Final = 60
 _RESET: Final = {
@@ -50,7 +51,8 @@ class Spent(Exception):
         else:
             said = f"the limit of {about} is spent"
             if need > 1:
-                said += f" ({used} used, {need} asked for)"
+                scale = MILLIONTHS if limit.metric is Metric.COST else 1
+                said += f" ({used / scale:.15g} used, {need / scale:.15g} asked for)"
             if retry_after is not None:
                 said += f"; {_RESET[limit.window].format(limit.zone)} in {show_wait(retry_after)}"
         lasting = limit.window is not Window.MINUTE or retry_after is None

@@ -108,6 +108,11 @@ class Teller:
         self.writes = 0
         self.conflicts = 0
 
+    @property
+    def account(self) -> Account:
+        """The document as it was last read or written here."""
+        return unpack_account(self._document) if self._revision else Account()
+
     def put(self, what: WishSlip | Change) -> None:
         """Adds to the next batch, which begins with the next turn of the loop."""
         self._queue.append(what)
@@ -150,7 +155,7 @@ class Teller:
             await self._read()
         tries = 0
         while True:
-            account = unpack_account(self._document) if self._revision else Account()
+            account = self.account
             made = self._made(account)
             if made is not None:
                 return made

@@ -255,7 +255,9 @@ class Reader:
             elif key == "api_version":
                 self._findings.needless(key, _PARAMS[key], entry.name)
             elif "cost" in key:
-                self._findings.lost(key, "Tierfall counts tokens, not money", entry.name)
+                self._findings.lost(
+                    key, "write it as the price of the model, for a million tokens", entry.name
+                )
             else:
                 self._findings.lost(key, _PARAMS.get(key, "Tierfall has nothing of that name"), entry.name)
         for key, value in entry.info.items():
@@ -266,7 +268,7 @@ class Reader:
         if key == "max_input_tokens" and values.whole(value):
             return
         if "cost" in key:
-            self._findings.lost(name, "Tierfall counts tokens, not money", entry.name)
+            self._findings.lost(name, "write it as the price of the model, for a million tokens", entry.name)
         elif key in _NEEDLESS_INFO or key.startswith("supports_"):
             self._findings.needless(name, "the backend is asked what the client asks", entry.name)
         else:

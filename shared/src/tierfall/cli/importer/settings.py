@@ -27,8 +27,10 @@ _BENCH: Final = (
     "a tier that misses three times in a row is gone past, and tried again after 1, 2, 4 and then every 5 s"
 )
 _LOGGING: Final = "metrics are at /metrics, logs on stderr; there are no other callbacks"
-_MONEY: Final = "Tierfall counts tokens, not money"
-_KEYS: Final = "there are no keys, users or teams in a database: write them under server.api_keys"
+_MONEY: Final = "budgets are of client keys: set limits.budget of a key, and the price of each model"
+_KEYS: Final = (
+    "there are no users or teams: make client keys with `tierfall keys`, or write them into the file"
+)
 _SLOTS: Final = "set max_in_flight of each tier"
 
 LOST: Final = {
@@ -78,7 +80,7 @@ NEEDLESS: Final = {
     "background_health_checks": "each worker looks at its backend every second",
     "health_check_interval": "each worker looks at its backend every second",
     "enable_pre_call_checks": "free slots, health and context window are always looked at",
-    "disable_spend_logs": _MONEY,
+    "disable_spend_logs": "there is no log of spending; the use of keys with limits is kept in NATS",
     "disable_prisma_schema_update": "there is no database",
     "database_connection_pool_limit": "there is no database",
     "require_auth_for_metrics_endpoint": "/metrics is open, and holds no prompts and no keys",
