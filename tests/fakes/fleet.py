@@ -72,6 +72,8 @@ class Fleet:
             container.with_volume_mapping(str(self._folder / source), target, "ro")
         if alias == "ingress":
             container.with_exposed_ports(4000).with_env("TIERFALL_KEY", KEY)
+        if alias == "nats":
+            container.with_tmpfs_mount(STORE)
         for variable, value in self.environment.items():
             container.with_env(variable, value)
         return self._stack.enter_context(container)
@@ -97,12 +99,7 @@ class Fleet:
     def nats(self) -> Any:
         """NATS with a user per service."""
         return self.start(
-            NATS,
-            "nats",
-            ["--config", "/etc/nats/nats.conf"],
-            {"nats": "/etc/nats"},
-            user="10001",
-            tmpfs={STORE: "uid=10001"},
+            NATS, "nats", ["--config", "/etc/nats/nats.conf"], {"nats": "/etc/nats"}, user="10001"
         )
 
     def engine(self) -> Any:
