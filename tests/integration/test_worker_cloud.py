@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from fakes.behaviour import Behaviour
 
 KEY = Secret("sk-very-secret", "OPENAI_API_KEY")
+NO_BUS: Any = None
+"""A tier without a quota does not come near it."""
 
 
 def ask(**members: Any) -> Ask:
@@ -60,7 +62,7 @@ async def started(
     """A started backend for one of the known providers, at the fake's address."""
     tier = CloudTier(provider=name, base_url=provider.base_url, api_key=key)
     config = Config(tiers={"cloud": tier}, models={"m": Model(tier="cloud", backend_model="gpt-4o-mini")})
-    backend = build("cloud", tier, config)
+    backend = build("cloud", tier, config, NO_BUS)
     await backend.start()
     try:
         yield backend
@@ -77,7 +79,8 @@ async def backend(provider: FakeProvider) -> AsyncIterator[CloudBackend]:
 
 async def chat(backend: CloudBackend, **members: Any) -> list[Any]:
     """The decoded chunks of one chat."""
-    return [json.loads(payload) async for payload in backend.chat(ask(**members))]
+    items = [item async for item in backend.chat(ask(**members))]
+    return [json.loads(item) for item in items if isinstance(item, bytes)]
 
 
 def text(chunks: list[Any]) -> str:
@@ -211,7 +214,7 @@ async def test_unreachable_provider_backs_off_and_comes_back(
     assert health.state == "down"
     assert provider.base_url in health.reason
     await provider.resume()
-    keeper = backend._account
+    keeper = backend._accesses[0].account
     waits = []
     for _ in range(8):
         waits.append(keeper._retry_s)
@@ -245,4 +248,4 @@ def test_build_refuses_other_kinds() -> None:
     """A tier of another kind is a config error that names it."""
     tier = VllmTier(base_url="http://127.0.0.1:1/v1")
     with pytest.raises(ConfigError, match=r"tiers\.x"):
-        build("x", tier, Config(tiers={"x": tier}, models={}))
+        build("x", tier, Config(tiers={"x": tier}, models={}), NO_BUS)

@@ -21,6 +21,7 @@
     ├─ BackendError
     │  ├─ RateLimited              429     rate_limit_error       rate_limit_exceeded      wait
     │  ├─ QuotaExhausted           429     insufficient_quota     insufficient_quota       next
+    │  ├─ QuotaUnknown             503     service_unavailable    quota_unknown            next
     │  ├─ BackendDown              503     service_unavailable    backend_down             next
     │  ├─ BackendFault             502     upstream_error         backend_fault            retry
     │  │  └─ StreamBroken          502     upstream_error         stream_broken            retry
@@ -257,6 +258,15 @@ class QuotaExhausted(BackendError):
     status = 429
     type = "insufficient_quota"
     code = "insufficient_quota"
+    escalate = Escalate.NEXT
+
+
+class QuotaUnknown(BackendError):
+    """A quota is configured and nobody knows what is left of it, so nothing is sent."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "quota_unknown"
     escalate = Escalate.NEXT
 
 

@@ -36,10 +36,18 @@ class Account:
         self._upstream = upstream
         self._missing = f"{key.source} is not set" if key.source and not key.value else ""
         self._health = Health("down", "not asked yet")
+        self._asked = False
         self._due = 0.0
         self._retry_s = FIRST_RETRY_S
         self._doubted = False
         """A chat found the key refused, and none has worked since. Some providers list models to anybody."""
+
+    @property
+    def down_because(self) -> str:
+        """Why it was last found useless; empty when it was not."""
+        if self._missing:
+            return self._missing
+        return self._health.reason if self._asked and self._health.state == "down" else ""
 
     async def probe(self) -> Health:
         """What is known, asked anew when that is due."""
@@ -63,6 +71,7 @@ class Account:
 
     def _keep(self, health: Health) -> None:
         self._health = health
+        self._asked = True
         if health.state == "up":
             self._due = time.monotonic() + CHECK_EVERY_S
             if not self._doubted:

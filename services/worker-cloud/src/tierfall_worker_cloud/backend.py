@@ -1,28 +1,29 @@
-"""One provider behind one key, as the worker runtime's backend."""
+"""One provider behind its keys, as the worker runtime's backend."""
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from tierfall.errors import TierfallError
-from tierfall.upstream import (
-    CLOUD_CONNECT_TIMEOUT_S,
-    CLOUD_KEEPALIVE_S,
-    OpenAIUpstream,
-    Source,
-    continued,
-)
-from tierfall.worker import Prefill
-from tierfall_worker_cloud.account import Account
+import msgspec
+
+from tierfall.errors import BackendDown, QuotaExhausted, RateLimited, TierfallError
+from tierfall.upstream import continued
+from tierfall.worker import PROGRESS_EVERY_S, Health, Prefill, Progress
+from tierfall_worker_cloud.access import Access
+from tierfall_worker_cloud.desk import Desk, soonest
 from tierfall_worker_cloud.request import shape
+from tierfall_worker_cloud.ticket import concerns_key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from tierfall.config import CloudTier
-    from tierfall.worker import Ask, Health
+    from tierfall.worker import Ask
+    from tierfall_worker_cloud.desk import Book
     from tierfall_worker_cloud.providers import Provider
+    from tierfall_worker_cloud.ticket import Ticket
 
 
 class CloudBackend:
@@ -32,48 +33,91 @@ class CloudBackend:
         name: The tier's name.
         tier: Its config.
         provider: What is known of the provider; its ``base_url`` is the one that counts.
+        book: The tier's quotas, if it has any; closed with the backend.
     """
 
-    def __init__(self, name: str, tier: CloudTier, provider: Provider) -> None:
-        key = tier.api_key
+    def __init__(self, name: str, tier: CloudTier, provider: Provider, book: Book | None = None) -> None:
         self._provider = provider
-        self._upstream = OpenAIUpstream(
-            Source(provider.name, provider.base_url, key.source or f"tiers.{name}.api_key"),
-            headers={"Authorization": f"Bearer {key.value}"} if key else {},
-            connect_timeout_s=CLOUD_CONNECT_TIMEOUT_S,
-            keepalive_s=CLOUD_KEEPALIVE_S,
-        )
-        self._account = Account(self._upstream, key)
+        self._book = book
+        self._accesses = [Access(name, tier, provider, index) for index in range(len(tier.keys))]
+        self._desk = Desk(self._accesses, provider, book)
 
     @property
     def base_url(self) -> str:
         """The provider's."""
-        return self._upstream.base_url
+        return self._accesses[0].upstream.base_url
 
     async def start(self) -> None:
         """Nothing to open: connections come with the first request."""
 
     async def probe(self) -> Health:
-        """Whether the provider is there and takes the key."""
-        return await self._account.probe()
+        """Whether the provider is there and takes a key; one of several is enough."""
+        found = await asyncio.gather(*(access.account.probe() for access in self._accesses))
+        up = [health for health in found if health.state == "up"]
+        reasons = [health.reason for health in found if health.reason]
+        models = dict.fromkeys(model for health in up for model in health.models)
+        return Health("up" if up else "down", "; ".join(dict.fromkeys(reasons)), tuple(models))
 
-    async def chat(self, ask: Ask) -> AsyncGenerator[bytes, None]:
-        """Streams one answer.
+    async def chat(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
+        """Streams one answer, with the next key that can be used.
+
+        A key that the provider refuses or limits costs the request nothing but the way: it goes out again
+        with another, as long as there is one and nothing of an answer has come.
 
         Raises:
             UnsupportedByTier: The provider cannot honour a field of the request.
+            RateLimited, QuotaExhausted, QuotaUnknown: What :meth:`Desk.admit` raises.
             TierfallError: What :meth:`tierfall.upstream.OpenAIUpstream.stream_chat` raises.
         """
+        left = self._desk.round()
+        # Shaping uses the body up, and a reservation needs to know it.
+        asked = ask if self._book is None else msgspec.structs.replace(ask, body=dict(ask.body))
         body = shape(self._provider, ask.body, ask.backend_model)
+        refused: list[TierfallError] = []
+        while True:
+            try:
+                ticket = await self._desk.admit(asked, left)
+            except (RateLimited, QuotaExhausted, BackendDown) as error:
+                raise soonest([*refused, error]) from None
+            began = False
+            try:
+                async with aclosing(self._ask(ticket, body, ask)) as items:
+                    async for item in items:
+                        began = began or not isinstance(item, Progress)
+                        yield item
+            except TierfallError as error:
+                left = [access for access in left if access is not ticket.access]
+                if began or not concerns_key(error):
+                    raise
+                refused.append(error)
+                if not left:
+                    raise soonest(refused) from None
+            else:
+                return
+
+    async def _ask(self, ticket: Ticket, body: bytes, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
+        """One attempt with one key: waits for its turn, then streams."""
+        access = ticket.access
         mender = self._provider.mender() if self._provider.mender else None
+        error: BaseException | None = None
         try:
-            async with aclosing(self._upstream.stream_chat(body, ask.trace_headers)) as payloads:
+            while (wait_s := ticket.wait_s) > 0:
+                yield Progress("queued")
+                await asyncio.sleep(min(wait_s, PROGRESS_EVERY_S))
+            ticket.sending()
+            stream = access.upstream.stream_chat(body, ask.trace_headers, ticket.head)
+            async with aclosing(stream) as payloads:
                 async for payload in payloads:
-                    self._account.works()
-                    yield mender.mend(payload) if mender else payload
-        except TierfallError as error:
-            self._account.note(error)
+                    access.account.works()
+                    mended = mender.mend(payload) if mender else payload
+                    ticket.saw(mended)
+                    yield mended
+        except TierfallError as failed:
+            access.account.note(failed)
+            error = failed
             raise
+        finally:
+            ticket.close(error)
 
     def prefill(self, ask: Ask, text: str) -> Prefill:
         """As the provider's data says; most have no way to go on from a given beginning."""
@@ -85,5 +129,8 @@ class CloudBackend:
         return Prefill.ECHOED
 
     async def close(self) -> None:
-        """Closes the provider's connections."""
-        await self._upstream.close()
+        """Closes the provider's connections, and writes what is still to be settled."""
+        for access in self._accesses:
+            await access.upstream.close()
+        if self._book is not None:
+            await self._book.ledger.close()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tierfall.errors import ConfigError
+from tierfall.ledger import Metric, Window
+from tierfall.quota import ZONES
 from tierfall_worker_cloud.chunks import ChunkMender, GeminiMender, GroqMender, MistralMender
 
 if TYPE_CHECKING:
@@ -36,6 +38,24 @@ class Refusal(msgspec.Struct, frozen=True):
     neutral: tuple[bool | float | dict[str, float] | list[str], ...] = ()
 
 
+class Gauge(msgspec.Struct, frozen=True):
+    """The headers in which a provider tells, with every answer, what is left of one limit.
+
+    Attributes:
+        metric: What it counts.
+        window: In how long, as far as the provider documents it.
+        left: The header that says how much is left.
+        limit: The one that says of how much, if there is one.
+        reset: The one that says in how long all of it is there again: ``2m59.56s``, ``6ms``, or seconds.
+    """
+
+    metric: Metric
+    window: Window
+    left: str
+    limit: str = ""
+    reset: str = ""
+
+
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """One provider: where it is, what it takes, what its chunks need.
 
@@ -53,6 +73,10 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         prefill_flag: What marks a last assistant message as the answer's beginning, which the provider then
             says again; empty where there is no such thing.
         mender: Makes the mender of one answer's chunks, where they need one.
+        gauges: Where its answers say what is left.
+        spent_by_model: Whether a quota that it calls spent is one model's, until its next midnight; else it
+            is the whole key's, until somebody pays.
+        zone: IANA name of the time zone at whose midnight its days begin.
     """
 
     name: str
@@ -67,6 +91,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     message_dropped: tuple[str, ...] = ()
     prefill_flag: str = ""
     mender: type[ChunkMender] | None = None
+    gauges: tuple[Gauge, ...] = ()
+    spent_by_model: bool = False
+    zone: str = "UTC"
 
 
 _REASONING_MODELS: Final = r"(ft:)?(o\d|gpt-[5-9])"
@@ -78,10 +105,21 @@ _LOGPROBS: Final = (
 )
 _LABELS: Final = ("store", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 
+_REQUESTS: Final = (
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-reset-requests",
+)
+_TOKENS: Final = ("x-ratelimit-remaining-tokens", "x-ratelimit-limit-tokens", "x-ratelimit-reset-tokens")
+
 OPENAI: Final = Provider(
     name="openai",
     base_url="https://api.openai.com/v1",
     renames=(Rename("max_tokens", "max_completion_tokens", _REASONING_MODELS),),
+    gauges=(
+        Gauge(Metric.REQUESTS, Window.MINUTE, *_REQUESTS),
+        Gauge(Metric.TOKENS, Window.MINUTE, *_TOKENS),
+    ),
 )
 
 GROQ: Final = Provider(
@@ -93,6 +131,7 @@ GROQ: Final = Provider(
     message_refused=("name", "audio"),
     message_dropped=("refusal", "annotations"),
     mender=GroqMender,
+    gauges=(Gauge(Metric.REQUESTS, Window.DAY, *_REQUESTS), Gauge(Metric.TOKENS, Window.MINUTE, *_TOKENS)),
 )
 
 GEMINI: Final = Provider(
@@ -109,6 +148,8 @@ GEMINI: Final = Provider(
     message_refused=("audio", "function_call"),
     message_dropped=_ECHOED,
     mender=GeminiMender,
+    spent_by_model=True,
+    zone=ZONES["gemini"],
 )
 
 MISTRAL: Final = Provider(
@@ -124,6 +165,39 @@ MISTRAL: Final = Provider(
     message_dropped=_ECHOED,
     prefill_flag="prefix",
     mender=MistralMender,
+    gauges=(
+        Gauge(
+            Metric.REQUESTS,
+            Window.MINUTE,
+            "x-ratelimit-remaining-req-minute",
+            "x-ratelimit-limit-req-minute",
+        ),
+        Gauge(
+            Metric.TOKENS,
+            Window.MINUTE,
+            "x-ratelimit-remaining-tokens-minute",
+            "x-ratelimit-limit-tokens-minute",
+        ),
+        Gauge(
+            Metric.TOKENS,
+            Window.MONTH,
+            "x-ratelimit-remaining-tokens-month",
+            "x-ratelimit-limit-tokens-month",
+        ),
+        Gauge(
+            Metric.TOKENS,
+            Window.MINUTE,
+            "x-ratelimitbysize-remaining-minute",
+            "x-ratelimitbysize-limit-minute",
+            "ratelimitbysize-reset",
+        ),
+        Gauge(
+            Metric.TOKENS,
+            Window.MONTH,
+            "x-ratelimitbysize-remaining-month",
+            "x-ratelimitbysize-limit-month",
+        ),
+    ),
 )
 
 PROVIDERS: Final = {provider.name: provider for provider in (OPENAI, GROQ, GEMINI, MISTRAL)}

@@ -29,6 +29,7 @@ from tierfall_worker_ollama.request import native_request
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
+    from tierfall.bus import Bus
     from tierfall.config.schema import Config, Tier
     from tierfall.worker.backend import Ask
     from tierfall_worker_ollama.request import NativeRequest
@@ -56,7 +57,7 @@ class OllamaBackend:
         self._health = Health("down", "not asked yet")
 
     @classmethod
-    def from_tier(cls, name: str, tier: Tier, config: Config) -> OllamaBackend:
+    def from_tier(cls, name: str, tier: Tier, config: Config, *_: Bus) -> OllamaBackend:
         """The backend of one tier of the config, for :func:`tierfall.worker.run_worker`.
 
         Raises:

@@ -10,10 +10,11 @@ from tierfall.worker import run_worker
 from tierfall_worker_vllm.backend import VllmBackend
 
 if TYPE_CHECKING:
+    from tierfall.bus import Bus
     from tierfall.config import Config, Tier
 
 
-def build(name: str, tier: Tier, config: Config) -> VllmBackend:
+def build(name: str, tier: Tier, config: Config, *_: Bus) -> VllmBackend:
     """The backend of one tier, which knows the models that the config expects there.
 
     Raises:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import zoneinfo
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
+from tierfall.config import quotas
 from tierfall.config.decode import near
 from tierfall.config.problem import Problem, within
 from tierfall.config.scalars import show_duration, shown
@@ -20,7 +20,16 @@ from tierfall.protocol.subjects import TIER_NAME
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tierfall.config.schema import ApiKey, Config, Deadlines, Limits, Model, Nats, Rate, Server, Tier
+    from tierfall.config.schema import (
+        ApiKey,
+        Config,
+        Deadlines,
+        Limits,
+        Model,
+        Nats,
+        Server,
+        Tier,
+    )
 
 KNOWN_PROVIDERS: Final = ("openai", "groq", "gemini", "mistral")
 """Cloud providers whose address need not be written."""
@@ -66,7 +75,7 @@ def notes(config: Config) -> list[str]:
     said = [f"{within('tiers', name)}: no model uses it" for name in config.tiers if name not in used]
     for path, secret in secrets(config):
         if secret.source and not secret:
-            said.append(f"{path}: {secret.source} is not set{_without(path)}")
+            said.append(f"{path}: {secret.source} is not set{_without(path, config)}")
         elif not secret.source:
             said.append(f"{path}: stands in the file; ${{NAME}} would keep it out")
     for name, tier in config.tiers.items():
@@ -92,6 +101,9 @@ def secrets(config: Config) -> Iterator[tuple[str, Secret]]:
     for name, tier in config.tiers.items():
         if not isinstance(tier, OllamaTier) and tier.api_key != Secret():
             yield f"{within('tiers', name)}.api_key", tier.api_key
+        if isinstance(tier, CloudTier):
+            for index, secret in enumerate(tier.api_keys):
+                yield within(f"{within('tiers', name)}.api_keys", index), secret
 
 
 def is_loopback(host: str) -> bool:
@@ -122,8 +134,17 @@ def _vain_budgets(config: Config) -> list[str]:
     return said
 
 
-def _without(path: str) -> str:
-    return ", so this tier cannot answer" if path.startswith("tiers") else ""
+def _without(path: str, config: Config) -> str:
+    if not path.startswith("tiers"):
+        return ""
+    for name, tier in config.tiers.items():
+        if (
+            isinstance(tier, CloudTier)
+            and path.startswith(f"{within('tiers', name)}.api_keys")
+            and any(tier.keys)
+        ):
+            return ", so this tier goes without it"
+    return ", so this tier cannot answer"
 
 
 def _server(server: Server) -> Iterator[Problem]:
@@ -178,15 +199,8 @@ def _key_limits(path: str, key: ApiKey, index: int, names: dict[str, str]) -> It
 def limits(path: str, found: Limits) -> Iterator[Problem]:
     """What is wrong with a key's limits: the same window twice, a time zone that does not exist."""
     for metric in ("requests", "tokens", "budget"):
-        rates: tuple[Rate, ...] = getattr(found, metric)
-        for index, rate in enumerate(rates):
-            if any(earlier.window == rate.window for earlier in rates[:index]):
-                yield Problem(within(f"{path}.{metric}", index), f"is a second limit by {rate.window}")
-    try:
-        zoneinfo.ZoneInfo(found.timezone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        text = f"{shown(found.timezone)} is no time zone; write one such as UTC or Europe/Berlin"
-        yield Problem(f"{path}.timezone", text)
+        yield from quotas.rates(f"{path}.{metric}", getattr(found, metric))
+    yield from quotas.timezone(path, found.timezone)
 
 
 def _nats(nats: Nats) -> Iterator[Problem]:
@@ -245,6 +259,14 @@ def _cloud(path: str, tier: CloudTier) -> Iterator[Problem]:
     elif tier.provider not in KNOWN_PROVIDERS:
         said = near(tier.provider, KNOWN_PROVIDERS)
         yield Problem(f"{path}.provider", f"{shown(tier.provider)} is not known and has no base_url; {said}")
+    if tier.api_keys and tier.api_key != Secret():
+        yield Problem(f"{path}.api_key", "stands beside api_keys; write all of them there")
+    elif not tier.api_keys and tier.api_key == Secret():
+        yield Problem(f"{path}.api_key", "is missing")
+    for index, secret in enumerate(tier.api_keys):
+        if secret in tier.api_keys[:index]:
+            yield Problem(within(f"{path}.api_keys", index), "stands in the list already")
+    yield from quotas.quota(f"{path}.quota", tier.quota)
 
 
 def _model(name: str, model: Model, config: Config) -> Iterator[Problem]:
@@ -266,6 +288,8 @@ def _model(name: str, model: Model, config: Config) -> Iterator[Problem]:
         elif fallback in model.fallbacks[:index]:
             yield Problem(here, f"{shown(fallback)} stands in the list already")
     yield from _at_least(f"{path}.context_window", model.context_window, 1)
+    if model.quota:
+        yield from quotas.model_quota(name, model, config)
     yield from _deadlines(f"{path}.deadlines", model.deadlines)
 
 

@@ -232,6 +232,21 @@ class OllamaTier(TierBase, frozen=True, kw_only=True, tag="ollama"):
     """Whether to pull a configured model that Ollama does not have."""
 
 
+class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a provider lets one of its keys use, of all its models or of one; held by the worker, exactly."""
+
+    requests: tuple[Rate, ...] = ()
+    tokens: tuple[Rate, ...] = ()
+    """Of prompt and answer together."""
+    timezone: str = ""
+    """IANA name of the time zone at whose midnight days and months begin; the provider's own when empty."""
+    smooth: Rate | None = None
+    """Spaces requests evenly, and lets a burst queue for its turns until the first-token deadline."""
+
+    def __bool__(self) -> bool:
+        return bool(self.requests or self.tokens or self.smooth)
+
+
 class CloudTier(TierBase, frozen=True, kw_only=True, tag="cloud"):
     """A provider on the internet with OpenAI's API or one close to it."""
 
@@ -239,8 +254,17 @@ class CloudTier(TierBase, frozen=True, kw_only=True, tag="cloud"):
     """``openai``, ``groq``, ``gemini``, ``mistral``, or any name together with ``base_url``."""
     base_url: str = ""
     """The provider's own when empty."""
-    api_key: Secret
+    api_key: Secret = Secret()
+    api_keys: tuple[Secret, ...] = ()
+    """Several instead of one: requests go round among those that have quota left."""
+    quota: Quota = Quota()
+    """What each key may use, of all models together."""
     max_in_flight: int = 64
+
+    @property
+    def keys(self) -> tuple[Secret, ...]:
+        """The provider's keys, one or several."""
+        return self.api_keys or (self.api_key,)
 
 
 Tier = VllmTier | OllamaTier | CloudTier
@@ -282,6 +306,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What happens to a stream that breaks after its first output."""
     context_window: int | None = None
     """Tokens; lets a prompt that is too long for one tier go to a larger one."""
+    quota: Quota = Quota()
+    """What each of a cloud tier's keys may use of this model."""
     price: Price = Price()
     """Nothing when left out."""
 

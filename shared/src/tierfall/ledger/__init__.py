@@ -29,7 +29,7 @@ in slices of 2 s that stay counted for up to 64 s. Replicas' clocks should agree
 """
 
 from tierfall.ledger.account import Account, Bench, pack_account, unpack_account
-from tierfall.ledger.booking import Grant, Pace, Wish, Word
+from tierfall.ledger.booking import Grant, Pace, Wish, Word, check
 from tierfall.ledger.ledger import Ledger
 from tierfall.ledger.limit import Limit, Metric, Window, zone_of
 from tierfall.ledger.spent import Spent, show_wait
@@ -46,6 +46,7 @@ __all__ = [
     "Window",
     "Wish",
     "Word",
+    "check",
     "pack_account",
     "show_wait",
     "unpack_account",

@@ -127,6 +127,15 @@ def reserve(account: Account, scope: str, id_: str, wish: Wish, at: float) -> Gr
     return Grant(scope=scope, id=id_, turn=turn, parts=tuple(parts), pace=wish.pace)
 
 
+def check(account: Account, wish: Wish, at: float) -> Spent | None:
+    """Why a wish would not be granted now; the account stays as it is."""
+    try:
+        _turn(account, wish, at)
+    except Spent as spent:
+        return spent
+    return None
+
+
 def settle(account: Account, grant: Grant, actual: Mapping[Metric, int]) -> None:
     """Puts what was really used in place of what was reserved; metrics not named stay as reserved."""
     silent = account.open.pop(grant.id, None) is None

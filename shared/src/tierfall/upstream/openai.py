@@ -22,7 +22,7 @@ from tierfall.upstream.http import ConnectFailed, ConnectionBroken, HttpPool, Ur
 from tierfall.upstream.sse import DONE, MAX_EVENT_BYTES, SSEParser
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from tierfall.upstream.http import Response
 
@@ -105,7 +105,10 @@ class OpenAIUpstream:
         await self._pool.close()
 
     async def stream_chat(
-        self, body: bytes, headers: Mapping[str, str] | None = None
+        self,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        on_head: Callable[[int, Mapping[str, str]], None] | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Posts a chat request and yields the JSON text of each chunk, on one line, up to ``[DONE]``.
 
@@ -116,6 +119,7 @@ class OpenAIUpstream:
         Args:
             body: The JSON body; must ask for a stream.
             headers: Further headers for this request.
+            on_head: Called with the answer's status and headers (names in lower case), whatever they are.
 
         Raises:
             BackendDown: No connection could be made.
@@ -126,6 +130,8 @@ class OpenAIUpstream:
         response = await self._open("POST", self._chat_url, body, headers)
         complete = False
         try:
+            if on_head is not None:
+                on_head(response.status, response.headers)
             if response.status != _OK:
                 raise await self._failure(response)
             data = await self._first(response)

@@ -40,7 +40,7 @@ def run_worker(kind: str, build: Build) -> None:
 
     Args:
         kind: The kind of tier that it serves, as in the config's ``worker:``.
-        build: Makes the backend of one tier from the tier's name, its config, and the whole config.
+        build: Makes the backend of one tier from the tier's name, its config, the whole config, and the bus.
     """
     arguments = _parse(kind)
     logs.configure(f"worker-{kind}")

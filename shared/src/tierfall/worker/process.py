@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tierfall.bus import Bus, Message, Subscription
-    from tierfall.config import Config, Tier
+    from tierfall.config import Config, Model, Tier
     from tierfall.protocol.frames import Frame
     from tierfall.telemetry import Tracer
     from tierfall.worker.backend import Backend
     from tierfall.worker.job import Job
 
-    Build = Callable[[str, Tier, Config], Backend]
+    Build = Callable[[str, Tier, Config, Bus], Backend]
+    Recipe = tuple[Tier, frozenset[tuple[object, ...]]]
 
 LEASE_LAPSES_S: Final = 6.0
 """A stream whose ingress was silent for this long is stopped; the ingress renews every 0.5 s."""
@@ -51,7 +52,7 @@ class WorkerProcess:
 
     Args:
         kind: The kind of tier, as in the config's ``worker:``.
-        build: Makes the backend of one tier.
+        build: Makes the backend of one tier; the bus is for what it keeps in NATS.
         bus: Connected; the caller closes it.
         only: Names of tiers to serve; all of the kind when empty.
         tracer: What records the spans of its requests.
@@ -138,20 +139,20 @@ class WorkerProcess:
         """Each tier's backend: ``up``, ``loading`` or ``down``."""
         return {name: station.health.state for name, (_, station) in self._stations.items()}
 
-    def _wanted(self, config: Config) -> dict[str, tuple[Tier, frozenset[str]]]:
+    def _wanted(self, config: Config) -> dict[str, Recipe]:
         """The tiers to serve, each with all that its backend is built from."""
         return {
             name: (
                 tier,
-                frozenset(model.backend_model for model in config.models.values() if model.tier == name),
+                frozenset(_ingredients(*model) for model in config.models.items() if model[1].tier == name),
             )
             for name, tier in config.tiers.items()
             if tier.kind == self._kind and (not self._only or name in self._only)
         }
 
-    async def _open(self, name: str, recipe: tuple[Tier, frozenset[str]], config: Config) -> None:
+    async def _open(self, name: str, recipe: Recipe, config: Config) -> None:
         tier = recipe[0]
-        backend = self._build(name, tier, config)
+        backend = self._build(name, tier, config, self._bus)
         station = Station(
             name,
             tier,
@@ -219,3 +220,8 @@ class WorkerProcess:
             name: {"in_flight": station.in_flight, "served": station.served, "backend": station.health.state}
             for name, (_, station) in self._stations.items()
         }
+
+
+def _ingredients(name: str, model: Model) -> tuple[object, ...]:
+    """What of a model a backend is built from: its name towards the backend, and all that a quota needs."""
+    return model.backend_model, *((name, model.quota, model.deadlines.first_token) if model.quota else ())

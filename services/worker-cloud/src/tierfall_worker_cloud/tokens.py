@@ -1,0 +1,88 @@
+"""How many tokens a request will come to, before it is sent; and how many it was."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BYTES_PER_TOKEN: Final = 4
+"""Of JSON text; close enough for a reservation that the real count replaces."""
+IMAGE_TOKENS: Final = 1000
+"""For an image that stands in the request itself."""
+ANSWER_TOKENS: Final = 1024
+"""Reserved for an answer whose length the client does not limit."""
+LIKELY_TOKENS: Final = 256
+"""What an answer is taken for when nobody is left to say how long it was."""
+
+_LIMITS: Final = ("max_completion_tokens", "max_tokens")
+_INLINE: Final = re.compile(rb'data:[^",;]{0,100};base64,[^"]*')
+_PROMPT: Final = ("messages", "tools", "response_format")
+
+
+class Estimate(NamedTuple):
+    """What a request may come to, in tokens of prompt and answer."""
+
+    prompt: int
+    most: int
+    """Prompt and the longest answer."""
+    likely: int
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+class _Counted(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+_counted: Final = msgspec.json.Decoder(_Counted)
+
+
+def estimate(body: Mapping[str, msgspec.Raw], limit: int) -> Estimate:
+    """Reads what has to be known off a client's request.
+
+    Args:
+        body: The request's members.
+        limit: The smallest limit on tokens. An estimate of ours never keeps a request from being sent; only
+            what the client itself asks for does.
+    """
+    prompt = sum(_prompt(bytes(body[name])) for name in _PROMPT if name in body)
+    asked = next((number for name in _LIMITS if (number := _number(body, name)) is not None), None)
+    choices = _number(body, "n") or 1
+    answer = choices * (ANSWER_TOKENS if asked is None else asked)
+    most = prompt + answer
+    if asked is None or answer <= limit:
+        most = min(most, limit)
+    return Estimate(prompt, most, min(most, prompt + choices * LIKELY_TOKENS))
+
+
+def used(payload: bytes) -> int | None:
+    """The tokens that a chunk says the request has used; None when it does not say."""
+    if b'"usage"' not in payload:
+        return None
+    try:
+        usage = _counted.decode(payload).usage
+    except msgspec.DecodeError:
+        return None
+    if usage is None:
+        return None
+    return usage.total_tokens or (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
+
+
+def _prompt(raw: bytes) -> int:
+    text, images = _INLINE.subn(b"", raw) if b";base64," in raw else (raw, 0)
+    return -(-len(text) // BYTES_PER_TOKEN) + images * IMAGE_TOKENS
+
+
+def _number(body: Mapping[str, msgspec.Raw], name: str) -> int | None:
+    raw = body.get(name)
+    value: Any = None if raw is None else msgspec.json.decode(raw)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
