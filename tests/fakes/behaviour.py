@@ -79,6 +79,8 @@ class Answer:
     done: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
     """Further members of every chunk."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Further headers of the answer."""
 
     def deltas(self, request: Recorded) -> list[dict[str, Any]]:
         """The output deltas of one choice."""
@@ -146,7 +148,7 @@ class Answer:
 
     async def begin(self, request: Recorded) -> None:
         """Sends headers and role chunks, then waits for the first token's time."""
-        await request.connection.head(200, SSE, {"Cache-Control": "no-cache"})
+        await request.connection.head(200, SSE, {"Cache-Control": "no-cache", **self.headers})
         for data in self.opening(request):
             await request.connection.chunk(data)
         if self.first_token_s:

@@ -16,6 +16,7 @@ from tierfall_ingress.docs import add_docs
 from tierfall_ingress.exchange import ChatEndpoint
 from tierfall_ingress.health import add_health
 from tierfall_ingress.models import add_models
+from tierfall_ingress.quotas import add_quotas
 from tierfall_ingress.wire import error_body, error_headers, request_id
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def build_app(services: Services) -> App:
         redirect_slashes=False,
     )
     add_models(api, services)
+    add_quotas(api, services)
     add_health(api, services)
     add_docs(api)
     api.add_exception_handler(TierfallError, _on_error)

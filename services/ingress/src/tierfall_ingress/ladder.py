@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tierfall.errors import Benched, BudgetSpent, ClientGone, Escalate, TierfallError
 from tierfall.protocol.envelope import unpack_ending
+from tierfall.quota import as_error
 from tierfall.telemetry import NO_SPAN
 from tierfall_ingress.admission import Admission
 from tierfall_ingress.clocks import Clocks
@@ -260,6 +261,9 @@ class Ladder:
         )
 
     async def _attempt(self, rung: Rung, index: int, trace: AttemptTrace) -> tuple[Answer, bytes]:
+        spent = self._services.quotas.spent(rung.name)
+        if spent is not None:
+            raise as_error(spent)
         breaker = self._services.breakers[rung.tier]
         probe = breaker.is_open and self._can_move_on(index)
         if probe:
@@ -316,7 +320,10 @@ class Ladder:
     def _can_move_on(self, index: int) -> bool:
         """Whether a later tier can be expected to answer."""
         services, models = self._services, self._config.models
-        return any(services.is_usable(models[name].tier) for name in self._names[index + 1 :])
+        return any(
+            services.is_usable(models[name].tier) and services.quotas.spent(name) is None
+            for name in self._names[index + 1 :]
+        )
 
     def _note(self, tier: str, took_s: float, error: TierfallError | None) -> None:
         self.story.add(tier, took_s, error)

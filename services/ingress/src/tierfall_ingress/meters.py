@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import Gauge
 
 from tierfall.telemetry.metrics import BusCollector, Counts, Timings, new_registry
+from tierfall_ingress.quotas import QuotaCollector
 from tierfall_ingress.standings import StandingsCollector
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Meters:
         """Adds what is read from the bus, the roster and the waiting rooms when somebody asks."""
         self.registry.register(BusCollector(services.bus))
         self.registry.register(StandingsCollector(services))
+        self.registry.register(QuotaCollector(services.quotas.standings))
 
     def attempted(self, tier: str, outcome: str) -> None:
         """An attempt ended: ``ok`` or an error's slug."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import BusDown
 from tierfall.protocol.presence import BEAT_EVERY_S, RECOVERY_S
+from tierfall.quota import QuotaView
+from tierfall.store import QUOTA, Bucket
 from tierfall.telemetry import OFF
 from tierfall_ingress.breaker import Breaker
 from tierfall_ingress.cashier import Cashier
@@ -44,6 +46,7 @@ class Services:
         self.breakers: dict[str, Breaker] = {}
         self.stored: StoredKeys | None = None
         self.cashier = Cashier(bus, config.nats.replicas, meters)
+        self.quotas = QuotaView(Bucket(bus, QUOTA, replicas=config.nats.replicas))
         self.draining = False
         self.started_at = int(time.time())
         self._loop = asyncio.get_running_loop()
@@ -65,6 +68,7 @@ class Services:
         if self.stored is not None:
             await self.stored.close()
         await self.cashier.close()
+        await self.quotas.close()
         await self.switchboard.close()
         await self.roster.close()
 
@@ -78,6 +82,7 @@ class Services:
             room = self.rooms.setdefault(name, WaitingRoom(name, tier.max_waiting))
             room.limit = tier.max_waiting
             self.breakers.setdefault(name, Breaker())
+        self.quotas.apply(config)
 
     def is_usable(self, tier: str) -> bool:
         """Whether the tier has a worker whose backend is up, and has answered lately."""
@@ -86,7 +91,10 @@ class Services:
     def is_available(self, model: str) -> bool:
         """Whether some tier of the model's ladder could answer now."""
         models = self.config.models
-        return any(self.roster.is_live(models[name].tier) for name in self.config.ladder(model))
+        return any(
+            self.roster.is_live(models[name].tier) and self.quotas.spent(name) is None
+            for name in self.config.ladder(model)
+        )
 
     def unready_because(self) -> str | None:
         """Why no request should be sent to this process; None when it is ready."""

@@ -15,6 +15,7 @@ from tierfall.errors import (
     TierfallError,
 )
 from tierfall.ledger import Metric, Spent, Wish
+from tierfall.quota import as_error
 from tierfall_worker_cloud import tokens
 from tierfall_worker_cloud.ticket import Reservation, Ticket
 
@@ -167,13 +168,6 @@ async def _first_to_grant(
         patience_s=patience_s,
     )
     return first, await ledger.reserve(first.scope, patient)
-
-
-def as_error(spent: Spent) -> TierfallError:
-    """What it means to the ladder and to a client."""
-    if spent.lasting:
-        return QuotaExhausted(spent.message, retry_after=spent.retry_after, should_retry=False)
-    return RateLimited(spent.message, retry_after=spent.retry_after)
 
 
 def soonest(errors: Sequence[TierfallError]) -> TierfallError:

@@ -5,6 +5,8 @@ and the tools only look.
 """
 
 from tierfall.quota.plan import ZONES, Plan, key_label, plan_of, plans, scope_of
+from tierfall.quota.refusal import as_error
+from tierfall.quota.report import report
 from tierfall.quota.standing import KeyStanding, Standing, WindowStanding, standing_of
 from tierfall.quota.view import QuotaView
 
@@ -15,9 +17,11 @@ __all__ = [
     "QuotaView",
     "Standing",
     "WindowStanding",
+    "as_error",
     "key_label",
     "plan_of",
     "plans",
+    "report",
     "scope_of",
     "standing_of",
 ]
