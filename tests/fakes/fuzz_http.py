@@ -49,7 +49,7 @@ class Wire(asyncio.Transport):
 async def outcome_of(pieces: Sequence[bytes]) -> Outcome:
     """One exchange whose answer comes in these pieces, and then the end of the connection."""
     pool = HttpPool({}, connect_timeout_s=1, keepalive_s=60)
-    connection, wire = _Connection(pool, ("h", 80, False)), Wire()
+    connection, wire = _Connection(pool, ("h", 80, False), asyncio.get_running_loop()), Wire()
     connection.connection_made(wire)
     asking = asyncio.ensure_future(connection.exchange(b"GET / HTTP/1.1\r\n\r\n"))
     await asyncio.sleep(0)

@@ -44,15 +44,14 @@ class Story:
 
     def __init__(self) -> None:
         self.chapters: list[Chapter] = []
+        self.header = ""
+        """``x-tierfall-attempts``: ``vllm=no_workers;ollama=ok``."""
 
     def add(self, tier: str, took_s: float, error: TierfallError | None) -> None:
         """Notes how an attempt ended."""
-        self.chapters.append(Chapter(tier, error.slug if error else "ok", took_s, error))
-
-    @property
-    def header(self) -> str:
-        """``x-tierfall-attempts``: ``vllm=no_workers;ollama=ok``."""
-        return ";".join(f"{chapter.tier}={chapter.outcome}" for chapter in self.chapters)
+        outcome = error.slug if error else "ok"
+        self.chapters.append(Chapter(tier, outcome, took_s, error))
+        self.header = f"{self.header};{tier}={outcome}" if self.header else f"{tier}={outcome}"
 
     def verdict(self, model: str) -> TierfallError:
         """The one error of a ladder that came to its end: the most telling one's, with the story."""

@@ -126,7 +126,7 @@ class HttpPool:
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self, (url.host, url.port, url.tls)),
+                    lambda: _Connection(self, (url.host, url.port, url.tls), loop),
                     url.host,
                     url.port,
                     ssl=tls,
@@ -160,7 +160,7 @@ class HttpPool:
         if not self._keepalive_s:
             return None
         self._idle[connection.key].append(connection)
-        return asyncio.get_running_loop().call_later(self._keepalive_s, connection.abort)
+        return connection.loop.call_later(self._keepalive_s, connection.abort)
 
 
 class Response:
@@ -193,7 +193,7 @@ class Response:
                 return b""
             if self._error is not None:
                 raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._connection.loop.create_future()
             try:
                 await self._waiter
             finally:
@@ -231,7 +231,10 @@ class Response:
 class _Connection(asyncio.Protocol):
     """One connection: one exchange at a time, httptools' callbacks."""
 
-    def __init__(self, pool: HttpPool, key: tuple[str, int, bool]) -> None:
+    def __init__(self, pool: HttpPool, key: tuple[str, int, bool], loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = (
+            loop  # Python 3.11 asks the system for the process's id each time that it is asked for one
+        )
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
@@ -248,7 +251,7 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, message: bytes) -> Response:
         """Sends a request; returns its answer once the head is there. Cancelled, it closes the connection."""
-        self._head = asyncio.get_running_loop().create_future()
+        self._head = self.loop.create_future()
         self._parser = httptools.HttpResponseParser(self)
         self._response = None
         self._head_bytes = 0
