@@ -245,3 +245,47 @@ def test_any_text_and_any_extra_field_arrives(text: str, extra: dict[str, int]) 
     delta = {"role": "assistant", "content": text, **extra}
     out = stream().feed(payload(choice(delta)))
     assert json.loads(out)["choices"][0]["delta"] == delta
+
+
+_texts = st.sampled_from(["a", "é", '"choices": [', "}]", "", '{"usage": 1}'])
+_deltas = st.fixed_dictionaries({}, optional={"role": st.just("assistant"), "content": _texts, "x": _texts})
+_choice_lists = st.lists(
+    st.builds(choice, _deltas, st.sampled_from([None, None, None, "stop", ""]), st.integers(0, 1)), max_size=2
+)
+_around_them = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.sampled_from(["e", "f", '"choices": [']),
+        "usage": st.sampled_from([None, {"total_tokens": 1}]),
+        "nested": st.builds(lambda choices: {"choices": choices}, _choice_lists),
+    },
+)
+_payloads = st.builds(
+    lambda choices, more, last: json.dumps(
+        {"id": "e", **({} if last else {"choices": choices}), "object": "x", **more}
+        | ({"choices": choices} if last else {}),
+        ensure_ascii=False,
+    ).encode(),
+    _choice_lists,
+    _around_them,
+    st.booleans(),
+)
+
+
+@given(st.lists(st.one_of(_payloads, st.sampled_from([b'{"choices": [}', b"[]", b"\xff"])), max_size=8))
+def test_a_chunk_like_the_last_one_means_what_it_would_mean_alone(payloads: list[bytes]) -> None:
+    """What is remembered of earlier chunks saves time and changes nothing, for whatever order and shape."""
+
+    def seen(chunks: ChunkStream, raw: bytes) -> tuple[object, ...]:
+        try:
+            out = chunks.feed(raw)
+            told: object = json.loads(out) if out else None
+        except (BackendFault, StreamBroken) as error:
+            told = type(error)
+        usage = None if chunks.usage is None else bytes(chunks.usage)
+        return told, chunks.started, chunks.outputs, chunks.complete, chunks.finish_reasons, usage
+
+    with_memory, without = stream(), stream()
+    for raw in payloads:
+        without._frame = None
+        assert seen(with_memory, raw) == seen(without, raw)

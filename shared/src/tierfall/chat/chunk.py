@@ -6,7 +6,7 @@ SDKs read it. What needs no change is passed on byte for byte (as ``msgspec.Raw`
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -65,7 +65,21 @@ class _Judged(msgspec.Struct):
     error: msgspec.Raw | None = None
 
 
+_LINE_FEED: Final = ord("\n")
+_CARRIAGE_RETURN: Final = ord("\r")
+
+
+class _Frame(NamedTuple):
+    """What stands around the choices of each chunk of one answer, as it came and as it leaves."""
+
+    head: bytes
+    tail: bytes
+    our_head: bytes
+    our_tail: bytes
+
+
 _judged: Final = msgspec.json.Decoder(_Judged)
+_listed: Final = msgspec.json.Decoder(list[Choice])
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _choices: Final = msgspec.json.Decoder(list[dict[str, Any]])
 _encoder: Final = msgspec.json.Encoder()
@@ -91,7 +105,7 @@ class ChunkStream:
         usage: The last usage object that the backend sent, as JSON; ``None`` while there was none.
     """
 
-    __slots__ = ("_asked", "_calls", "_finished", "_seen", "_stamp", "outputs", "started", "usage")
+    __slots__ = ("_asked", "_calls", "_finished", "_frame", "_seen", "_stamp", "outputs", "started", "usage")
 
     def __init__(
         self, answer_id: str, created: int, model: str, choices: int = 1, *, begun: bool = False
@@ -106,6 +120,7 @@ class ChunkStream:
         self._seen: set[int] = {0} if begun else set()
         self._calls: set[tuple[int, int]] = set()
         self._finished: dict[int, str] = {}
+        self._frame: _Frame | None = None
         self.started = False
         self.outputs = 0
         self.usage: msgspec.Raw | None = None
@@ -138,9 +153,37 @@ class ChunkStream:
             raise StreamBroken("the backend sent something that is not a chat completion chunk") from None
 
     def _feed(self, payload: bytes) -> bytes:
+        frame = self._frame
+        if frame is not None and payload.startswith(frame.head) and payload.endswith(frame.tail):
+            return self._framed(payload, frame) or self._taken_apart(payload)
+        return self._taken_apart(payload)
+
+    def _framed(self, payload: bytes, frame: _Frame) -> bytes:
+        """A chunk that differs from an earlier one in its choices alone, as nearly all do; empty if not so.
+
+        The frame stood around an array in whole and valid JSON. So if an array stands between the two again,
+        the chunk is valid, and the array is all that has to be looked at.
+        """
+        inner = payload[len(frame.head) : len(payload) - len(frame.tail)]
+        if _LINE_FEED in inner or _CARRIAGE_RETURN in inner:
+            return b""
+        try:
+            choices = _listed.decode(inner)
+        except msgspec.DecodeError:
+            return b""
+        if not inner.isascii():
+            inner.decode()
+        for choice in choices:
+            if self._breaks_a_rule(choice):
+                return b""
+        for choice in choices:
+            self._note(choice)
+        return frame.our_head + inner + frame.our_tail if choices else b""
+
+    def _taken_apart(self, payload: bytes) -> bytes:
         if not payload.isascii():
             payload.decode()  # the parser does not look into strings that it skips
-        if b"\n" in payload or b"\r" in payload:
+        if _LINE_FEED in payload or _CARRIAGE_RETURN in payload:
             payload = msgspec.json.format(payload, indent=-1)  # a line break would end the event
         judged = _judged.decode(payload)
         members = _members.decode(payload)
@@ -152,12 +195,16 @@ class ChunkStream:
             if judged.error is not None and bytes(judged.error) != b"null":
                 raise BackendFault("the backend reported an error in the middle of its stream")
             return b""
+        inner = bytes(members["choices"])
         if any(self._breaks_a_rule(choice) for choice in choices):
             members["choices"] = self._mend(members["choices"])
         for choice in choices:
             self._note(choice)
         members.update(self._stamp)
-        return _encoder.encode(members)
+        chunk = _encoder.encode(members)
+        if usage is None and judged.error is None and payload.count(inner) == chunk.count(inner) == 1:
+            self._frame = _Frame(*_around(inner, payload), *_around(inner, chunk))
+        return chunk
 
     def usage_chunk(self) -> bytes:
         """The extra chunk of ``stream_options.include_usage``, as JSON text."""
@@ -208,6 +255,11 @@ class ChunkStream:
                 if (index, call.get("index")) in self._calls:
                     _only_what_grows(call)
         return msgspec.Raw(_encoder.encode(choices))
+
+
+def _around(inner: bytes, text: bytes) -> tuple[bytes, bytes]:
+    head, _, tail = text.partition(inner)
+    return head, tail
 
 
 def _only_what_grows(call: dict[str, Any]) -> None:
