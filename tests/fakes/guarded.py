@@ -13,6 +13,7 @@ from tierfall.cli import nats_config
 from tierfall.config import parse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 TIERS = """
@@ -25,9 +26,9 @@ models:
 """
 
 
-def write_users(folder: Path, *, ingresses: int = 1) -> str:
+def write_users(folder: Path, *, ingresses: int = 1, machines: Sequence[str] = ()) -> str:
     """Runs the command for this config; returns what nats-server has to be told."""
-    nats_config.run(folder, parse(TIERS, {}, "tiers.yaml"), ingresses, io.StringIO())
+    nats_config.run(folder, parse(TIERS, {}, "tiers.yaml"), ingresses, io.StringIO(), machines=machines)
     return (folder / "nats" / "users.conf").read_text()
 
 
@@ -36,13 +37,16 @@ class Guarded(Stack):
 
     Args:
         folder: Where the seeds are written.
+        machines: Users of machines that there are too.
+        here: The machine whose users the workers have; the users of their kind when it is empty.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, machines: Sequence[str] = (), here: str = "") -> None:
         self._folder = folder
+        self._at = f"@{here}" if here else ""
         self.one, self.two = ScriptedBackend(), ScriptedBackend()
         self._others: list[Bus] = []
-        nats = NatsServer(write_users(folder), jetstream=True)
+        nats = NatsServer(write_users(folder, machines=machines), jetstream=True)
         super().__init__(TIERS, {"one": self.one, "two": self.two}, nats=nats)
 
     async def __aenter__(self) -> Self:
@@ -78,6 +82,6 @@ class Guarded(Stack):
 
     async def _connect(self, name: str) -> Bus:
         tier = name.partition("-")[0]
-        user = name if name == "ingress" else f"worker-{self.config.tiers[tier].kind}"
+        user = name if name == "ingress" else f"worker-{self.config.tiers[tier].kind}{self._at}"
         path = self._folder / user / nats_config.SEED_NAME
         return await Bus.connect(BusOptions(servers=self.nats.url, name=name, nkey=str(path)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
 import stat
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ async def test_a_worker_reads_nothing_of_the_others(stack: Guarded) -> None:
         (subjects.chat("one"), ""),
         (subjects.chat("two"), ""),
         (subjects.chat("two"), "spies"),
-        (subjects.control_of_kind("vllm"), ""),
+        (subjects.control_of("vllm"), ""),
         (subjects.PRESENCE_ALL, ""),
         ("tierfall.>", ""),
         (">", ""),
@@ -109,6 +110,28 @@ async def test_a_worker_reads_nothing_of_the_others(stack: Guarded) -> None:
     assert (await stack.chat(messages=[{"role": "user", "content": LONG_TEXT}])).status_code == 200
     await spy.flush()
     assert stolen == []
+
+
+async def test_a_machine_reads_nothing_of_the_others(tmp_path: Path) -> None:
+    """With a user of its own a machine's worker serves as ever, and hears nothing of its kind elsewhere."""
+    here = subjects.machine_of(socket.gethostname())
+    machines = (f"vllm@{here}", f"ollama@{here}", "vllm@elsewhere")
+    async with Guarded(tmp_path, machines, here) as stack:
+        spy = await stack.user("worker-vllm@elsewhere")
+        stolen: list[Message] = []
+        worker = stack.workers["one-0"].id
+        forbidden = (subjects.control(worker), subjects.control_of("vllm", here), subjects.control_of("vllm"))
+        for count, subject in enumerate(forbidden, start=1):
+            await spy.subscribe(subject, stolen.append)
+            await refused(spy, count)
+        assert (await stack.chat(messages=[{"role": "user", "content": LONG_TEXT}])).status_code == 200
+        assert await text_of(stack, model="second") == "Hello world."
+        await spy.flush()
+        assert stolen == []
+        await spy.subscribe(subjects.control("vllm-elsewhere-0001"), stolen.append)
+        await spy.flush()
+        assert spy.counters.permission_violations == len(forbidden)
+        assert stack.violations == 0
 
 
 async def test_a_worker_asks_nothing(stack: Guarded) -> None:

@@ -111,6 +111,14 @@ def _add_nats_config(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "--ingresses", type=int, default=1, help="ingresses that get a user each, and so inboxes of their own"
     )
     nats_config.add_argument(
+        "--worker",
+        action="append",
+        default=[],
+        metavar="KIND@MACHINE",
+        help="a user of its own for the workers of a kind on one machine, by its hostname: vllm@gpubox"
+        " (repeatable; to shut one out, remove its folder and run this again)",
+    )
+    nats_config.add_argument(
         "--store",
         type=Path,
         metavar="DIR",
@@ -219,7 +227,14 @@ def _nats_config(arguments: argparse.Namespace) -> int:
     from tierfall.config import load  # noqa: PLC0415 - see above
 
     config = load(arguments.config, os.environ, for_worker=True) if arguments.config else None
-    return nats_config.run(arguments.out, config, arguments.ingresses, sys.stdout, store_dir=arguments.store)
+    return nats_config.run(
+        arguments.out,
+        config,
+        arguments.ingresses,
+        sys.stdout,
+        machines=arguments.worker,
+        store_dir=arguments.store,
+    )
 
 
 def _keys_create(arguments: argparse.Namespace) -> int:

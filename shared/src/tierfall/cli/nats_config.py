@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KINDS: Final = ("vllm", "ollama", "cloud")
 SEED_NAME: Final = "nkey"
 """The file in each user's folder."""
+WORKER: Final = "worker-"
 SERVER_FOLDER: Final = "nats"
 DISCOVERY: Final = "$SRV.>"
 ANY_TIER: Final = "*"
@@ -60,18 +61,26 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(
-    out_dir: Path, config: Config | None, ingresses: int, out: TextIO, *, store_dir: Path | None = None
+    out_dir: Path,
+    config: Config | None,
+    ingresses: int,
+    out: TextIO,
+    *,
+    machines: Sequence[str] = (),
+    store_dir: Path | None = None,
 ) -> int:
     """Writes ``nats/nats.conf``, ``nats/users.conf`` and ``<user>/nkey`` into a folder.
 
-    Seeds that are there already are kept, so that it can be run again for a changed config; nats-server takes
-    over a new ``users.conf`` at SIGHUP.
+    Seeds that are there already are kept, and with them the users of machines, so that it can be run again
+    for a changed config; nats-server takes over a new ``users.conf`` at SIGHUP.
 
     Args:
         out_dir: Made if it is not there; the seeds in it are readable by their owner alone.
         config: Whose tiers the workers may serve; any tier when it is None.
         ingresses: How many users for ingresses: several that share one could read each other's replies.
         out: Where to say what was written.
+        machines: ``vllm@gpubox``: a user for the workers of one kind on one machine, beside the user that
+            all of the kind may share. Such a worker cannot read what goes to workers on other machines.
         store_dir: Where the server keeps JetStream's files, by the name that it has on the server's side;
             beside its config when it is None.
 
@@ -79,12 +88,16 @@ def run(
         The exit status, 0.
 
     Raises:
-        ConfigError: The folder cannot be written, or holds a file that is no seed.
+        ConfigError: The folder cannot be written, or holds a file that is no seed; a machine's name is none.
     """
+    for machine in machines:
+        _check_machine(machine)
     if ingresses < 1:
         raise ConfigError(f"--ingresses is {ingresses}: at least 1 is needed")
     try:
-        keys = {name: _key(out_dir / name / SEED_NAME) for name in user_names(ingresses)}
+        kept = (path.parent.name.removeprefix(WORKER) for path in out_dir.glob(f"{WORKER}*@*/{SEED_NAME}"))
+        names = user_names(ingresses, sorted({*machines, *kept}))
+        keys = {name: _key(out_dir / name / SEED_NAME) for name in names}
         folder = out_dir / SERVER_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "users.conf").write_text(users_conf(users(keys, config)), encoding="utf-8")
@@ -100,10 +113,10 @@ def run(
     return 0
 
 
-def user_names(ingresses: int) -> list[str]:
-    """The users: each ingress, each kind of worker, and one for people."""
+def user_names(ingresses: int, machines: Sequence[str] = ()) -> list[str]:
+    """The users: each ingress, each kind of worker, those of machines, and one for people."""
     front = ["ingress"] if ingresses == 1 else [f"ingress-{number}" for number in range(ingresses)]
-    return [*front, *(f"worker-{kind}" for kind in KINDS), "admin"]
+    return [*front, *(f"{WORKER}{name}" for name in (*KINDS, *machines)), "admin"]
 
 
 def users(keys: dict[str, str], config: Config | None) -> list[User]:
@@ -118,9 +131,8 @@ def users(keys: dict[str, str], config: Config | None) -> list[User]:
     askers = (*(inbox for name, inbox in inboxes.items() if name.startswith("ingress")), *people)
     found = []
     for name, key in keys.items():
-        kind = name.removeprefix("worker-")
-        if kind in KINDS:
-            found.append(_worker(name, kind, key, _tiers(kind, config), askers))
+        if name.startswith(WORKER):
+            found.append(_worker(name, key, config, askers))
         else:
             mine = people if name == "admin" else (inboxes[name],)
             more = (DISCOVERY, *_by_hand()) if name == "admin" else _of_ingress()
@@ -149,7 +161,9 @@ def users_conf(found: Iterable[User]) -> str:
     return "\n".join([*lines, "    ]", "  }", "}", ""])
 
 
-def _worker(name: str, kind: str, key: str, tiers: Sequence[str], askers: Iterable[str]) -> User:
+def _worker(name: str, key: str, config: Config | None, askers: Iterable[str]) -> User:
+    kind, _, machine = name.removeprefix(WORKER).partition("@")
+    tiers = _tiers(kind, config)
     return User(
         name=name,
         public_key=key,
@@ -162,11 +176,19 @@ def _worker(name: str, kind: str, key: str, tiers: Sequence[str], askers: Iterab
         ),
         subscribe=(
             *(f"{subjects.chat(tier)} {subjects.QUEUE_GROUP}" for tier in tiers),
-            subjects.control_of_kind(kind),
+            subjects.control_of(kind, machine or "*"),
             DISCOVERY,
             f"{nkey.inbox_prefix(key)}.>",
         ),
     )
+
+
+def _check_machine(given: str) -> None:
+    kind, at, machine = given.partition("@")
+    if kind not in KINDS or not at or not machine:
+        raise ConfigError(f"--worker {given}: write KIND@MACHINE, with a kind of {', '.join(KINDS)}")
+    if (called := subjects.machine_of(machine)) != machine:
+        raise ConfigError(f"--worker {given}: its workers call that machine {called}; write {kind}@{called}")
 
 
 def _tiers(kind: str, config: Config | None) -> list[str]:

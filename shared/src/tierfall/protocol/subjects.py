@@ -5,6 +5,7 @@ Tier names are checked against :data:`TIER_NAME` when the config is read, so the
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 
@@ -15,6 +16,11 @@ TIER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 WORKER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 """What a worker may call itself: a safe subject token, and safe in a header."""
 
+LONGEST_MACHINE: Final = 40
+"""Characters of a machine's name in a worker's id."""
+KNOWN_WORKERS: Final = 4096
+"""Control subjects that are remembered: one is needed for each credit and cancel."""
+
 PRESENCE_ALL: Final = f"{PREFIX}.presence.>"
 SLOTS_ALL: Final = f"{PREFIX}.slot.>"
 
@@ -24,18 +30,25 @@ def chat(tier: str) -> str:
     return f"{PREFIX}.chat.{tier}"
 
 
+def machine_of(hostname: str) -> str:
+    """What a machine is called in its workers' ids, and in its NATS user: a safe subject token."""
+    return re.sub(r"[^a-z0-9-]+", "-", hostname.lower()).strip("-")[:LONGEST_MACHINE] or "host"
+
+
+@functools.lru_cache(KNOWN_WORKERS)
 def control(worker: str) -> str:
     """Leases, credits, cancels and further body parts, from the ingress to one worker process.
 
-    A worker's id begins with its kind, which is a token of its own here: permissions are written by token, so
-    a kind of worker can be kept from the body parts of the others.
+    A worker's id is ``<kind>-<machine>-<number>``. Kind and machine are tokens of their own here: permissions
+    are written by token, so that a worker can be kept from the body parts of other kinds and machines.
     """
-    return f"{PREFIX}.ctl.{worker.partition('-')[0]}.{worker}"
+    kind, _, rest = worker.partition("-")
+    return f"{PREFIX}.ctl.{kind}.{rest.rpartition('-')[0] or rest or kind}.{worker}"
 
 
-def control_of_kind(kind: str) -> str:
-    """Every :func:`control` of one kind of worker."""
-    return f"{PREFIX}.ctl.{kind}.*"
+def control_of(kind: str, machine: str = "*") -> str:
+    """Every :func:`control` of one kind of worker, on one machine or on all."""
+    return f"{PREFIX}.ctl.{kind}.{machine}.*"
 
 
 def presence(tier: str, worker: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 import socket
 from typing import TYPE_CHECKING, Final
@@ -43,8 +42,7 @@ _log: Final = logging.getLogger("tierfall.worker")
 
 def worker_id(kind: str) -> str:
     """An id that says what and where it is, and is a safe subject token: ``vllm-gpubox-3f9a``."""
-    host = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")[:40] or "host"
-    return f"{kind}-{host}-{secrets.token_hex(2)}"
+    return f"{kind}-{subjects.machine_of(socket.gethostname())}-{secrets.token_hex(2)}"
 
 
 class WorkerProcess:
