@@ -10,15 +10,17 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import httpx
 
 from fakes.nats_server import NatsServer
 from fakes.polling import POLL_S, until
 from tierfall.cli.up import leash
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 HOST: Final = "127.0.0.1"
 START_TIMEOUT_S: Final = 30.0
@@ -145,13 +147,14 @@ class Worker(Process):
 class Ingress(Process):
     """An ingress service, with a client of its own."""
 
-    def __init__(self, name: str, folder: Path, config: Path, port: int) -> None:
+    def __init__(self, name: str, folder: Path, config: Path, port: int, key: str = "") -> None:
         self.port = port
         self.url = f"http://{HOST}:{port}"
         super().__init__(
             name, ["tierfall-ingress", "--config", str(config)], folder, lambda _: self.listens()
         )
-        self.client = httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self.client = httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False, headers=headers)
 
     def listens(self) -> bool:
         """Whether somebody accepts connections there."""
@@ -186,10 +189,14 @@ class Fleet:
     Args:
         folder: For configs and logs.
         config: The config's text without ``nats`` and ``server``, which are added.
+        server: What else ``server`` has in flow style: ``stored_keys: true``.
+        key: The client key that the ingresses' own clients show.
     """
 
-    def __init__(self, folder: Path, config: str) -> None:
-        self.nats = NatsServer()
+    def __init__(self, folder: Path, config: str, *, server: str = "", key: str = "") -> None:
+        self.nats = NatsServer(jetstream=True)
+        self._server = f", {server}" if server else ""
+        self._key = key
         self.processes: list[Process] = []
         self._folder = folder
         self._config = config
@@ -209,7 +216,7 @@ class Fleet:
         """Starts one, on this port or a free one, and does not wait for it."""
         name = f"ingress-{len(self.processes)}"
         port = port or free_port()
-        ingress = Ingress(name, self._folder, self._written(name, port), port)
+        ingress = Ingress(name, self._folder, self._written(name, port), port, self._key)
         self.processes.append(ingress)
         return ingress
 
@@ -252,15 +259,39 @@ class Fleet:
 
         await until_it_is(known)
 
+    async def command(self, *argv: str) -> str:
+        """Runs the ``tierfall`` command to its end, for this fleet's config; what it printed on stdout.
+
+        Raises:
+            AssertionError: It failed; the message is its own.
+        """
+        path = self._written("command", free_port())
+        process = await asyncio.create_subprocess_exec(
+            str(_BIN / "tierfall"),
+            *argv,
+            "--config",
+            str(path),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+        assert process.returncode == 0, err.decode()
+        return out.decode().strip()
+
     def logs(self) -> list[tuple[str, str]]:
         """Each process's log under its name, for the report of a failed test."""
         return [(process.name, process.log) for process in self.processes] + [("nats-server", self.nats.log)]
 
     def _written(self, name: str, port: int) -> Path:
         path = self._folder / f"{name}.yaml"
-        path.write_text(f"nats: {{url: '{self.nats.url}'}}\nserver: {{port: {port}}}\n{self._config}")
+        path.write_text(
+            f"nats: {{url: '{self.nats.url}'}}\nserver: {{port: {port}{self._server}}}\n{self._config}"
+        )
         return path
 
 
-NewFleet = Callable[[str], Awaitable[Fleet]]
-"""The fixture ``new_fleet``: starts a fleet's nats-server; the argument is :class:`Fleet`'s ``config``."""
+class NewFleet(Protocol):
+    """The fixture ``new_fleet``: starts a fleet's nats-server; the arguments are those of :class:`Fleet`."""
+
+    def __call__(self, config: str, *, server: str = "", key: str = "") -> Awaitable[Fleet]:
+        """A fleet that ends with the test."""
