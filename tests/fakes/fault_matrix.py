@@ -29,8 +29,6 @@ FAULT = event(error_body("EngineCore encountered an issue.", "InternalServerErro
 ONCE_MORE = r"first={0};first=ok"
 TWICE = r"first={0};first={0};second=ok"
 NEXT = r"first={0};second=ok"
-UNHEARD = r"(first={0};)?first=ok"
-"""A kept connection may have been closed while it was idle: the worker asks again by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +74,10 @@ class Fault:
             stack.first.default = self.plays[-1]
 
 
-def retried(
-    name: str, behaviour: Behaviour, slug: str = "backend_fault", once: str = ONCE_MORE
-) -> list[Fault]:
+def retried(name: str, behaviour: Behaviour, slug: str = "backend_fault") -> list[Fault]:
     """A fault that deserves another try: once, and for ever."""
     return [
-        Fault(name=f"{name}, once", plays=(behaviour,), attempts=once.format(slug)),
+        Fault(name=f"{name}, once", plays=(behaviour,), attempts=ONCE_MORE.format(slug)),
         Fault(name=f"{name}, for ever", plays=(behaviour,), for_ever=True, attempts=TWICE.format(slug)),
     ]
 
@@ -128,7 +124,7 @@ BEFORE_OUTPUT: tuple[Fault, ...] = (
     escalated("a web page with status 200", faults.Raw(PAGE, "text/html"), "provider_refused"),
     Fault(name="connection refused", refused=True, attempts=NEXT.format("backend_down")),
     Fault(name="connection never made", vanished=True, attempts=NEXT.format("backend_down")),
-    *retried("reset before the headers", faults.ResetBeforeHeaders(), once=UNHEARD),
+    *retried("reset before the headers", faults.ResetBeforeHeaders()),
     Fault(
         name="reset after 0.2 s, then silence",
         plays=(faults.ResetBeforeHeaders(after_s=0.2), faults.Silence()),
@@ -136,7 +132,7 @@ BEFORE_OUTPUT: tuple[Fault, ...] = (
         model="hasty",
         attempts="(first=backend_fault;)?first=first_token_deadline;second=ok",  # the second try may be over
     ),
-    *retried("closed before the headers", faults.CutBeforeHeaders(), once=UNHEARD),
+    *retried("closed before the headers", faults.CutBeforeHeaders()),
     *retried("no HTTP at all", torn.NoHttp()),
     silent("silence after accept", faults.Silence()),
     silent("headers, then silence", faults.HeadersThenSilence()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import ssl
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Final, cast
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 MAX_HEAD_BYTES: Final = 64 * 1024
 HIGH_WATER_BYTES: Final = 512 * 1024
 """Unread bytes above which a connection is no longer read from: a slow client slows its backend."""
+HASTY_CLOSE_S: Final = 0.25
+"""A server that closes so soon behind an answer, unannounced, does so behind each of them: llama.cpp's."""
+DISTRUST_S: Final = 60.0
+"""How long no connection to such a server is kept: a request written just then would be lost."""
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD"})
 _INFORMATIONAL: Final = range(100, 200)
 
 
@@ -71,14 +77,18 @@ class HttpPool:
         self._tls: ssl.SSLContext | None = None
         self._idle: defaultdict[tuple[str, int, bool], deque[_Connection]] = defaultdict(deque)
         self._open: set[_Connection] = set()
+        self._distrusted: dict[tuple[str, int, bool], float] = {}
+        """Servers whose connections are not kept, and until when (loop time)."""
 
     async def request(
         self, method: str, url: Url, *, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> Response:
         """Sends a request and waits for the head of its answer.
 
-        A kept connection that turns out to be closed, before a byte of an answer came, is replaced by a new
-        one: servers close idle connections, and some close without saying so.
+        Servers close idle connections, and some close without saying so: a kept connection is looked at
+        before it is used. One that ends all the same, before a byte of an answer came, is replaced if the
+        method is idempotent. Any other request may have been acted on, so to send it again is up to the
+        caller (RFC 9110, section 9.2.2).
 
         Raises:
             ConnectFailed: There is no connection to be had.
@@ -90,7 +100,7 @@ class HttpPool:
             try:
                 return await kept.exchange(message)
             except ConnectionBroken:
-                if kept.heard:
+                if kept.heard or method not in _IDEMPOTENT:
                     raise
         return await (await self._connect(url)).exchange(message)
 
@@ -157,10 +167,15 @@ class HttpPool:
 
     def keep(self, connection: _Connection) -> asyncio.TimerHandle | None:
         """Keeps a connection for the next request; returns what will close it, or None if it is not kept."""
-        if not self._keepalive_s:
+        loop = connection.loop
+        if not self._keepalive_s or self._distrusted.get(connection.key, 0.0) > loop.time():
             return None
         self._idle[connection.key].append(connection)
-        return connection.loop.call_later(self._keepalive_s, connection.abort)
+        return loop.call_later(self._keepalive_s, connection.abort)
+
+    def distrust(self, connection: _Connection) -> None:
+        """The server closed a kept connection right behind an answer: for a while none of its are kept."""
+        self._distrusted[connection.key] = connection.loop.time() + DISTRUST_S
 
 
 class Response:
@@ -244,6 +259,8 @@ class _Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._response: Response | None = None
         self._until_close = False
+        self._answered_at: float | None = None
+        self._given_up = False
         self.lost = asyncio.Event()
         self.key = key
         self.heard = False
@@ -266,14 +283,27 @@ class _Connection(asyncio.Protocol):
             raise
 
     def claim(self) -> bool:
-        """Takes the connection out of its idleness; False if it is closed."""
+        """Takes the connection out of its idleness; False if it is closed, or about to be."""
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
-        return self._transport is not None and not self._transport.is_closing()
+        if self._transport is None or self._transport.is_closing():
+            return False
+        if _readable(self._transport):  # its end, or bytes that nobody asked for
+            self._note_close()
+            self.abort()
+            return False
+        return True
+
+    def _note_close(self) -> None:
+        """The server closed a kept connection, or swallowed what was written to it."""
+        kept_at = self._answered_at
+        if kept_at is not None and self.loop.time() - kept_at < HASTY_CLOSE_S:
+            self._pool.distrust(self)
 
     def abort(self) -> None:
         """Closes at once."""
+        self._given_up = True
         if self._expiry is not None:
             self._expiry.cancel()
         if self._transport is not None:
@@ -317,6 +347,8 @@ class _Connection(asyncio.Protocol):
         """The connection is no more."""
         self.lost.set()
         self._pool.gone(self)
+        if not self._given_up and (self._parser is None or not self.heard):
+            self._note_close()
         self._fail(str(exc) if exc is not None else "closed before the answer was whole")
 
     # -- httptools' callbacks
@@ -355,6 +387,8 @@ class _Connection(asyncio.Protocol):
         self._parser = None
         self._response = None
         response.end()
+        self.resume()  # what is unread is whole: it must not hold up the next answer
+        self._answered_at = self.loop.time()
         self._expiry = self._pool.keep(self) if parser.should_keep_alive() else None
         if self._expiry is None:
             self.abort()
@@ -369,6 +403,13 @@ class _Connection(asyncio.Protocol):
                 self._response.end(error)
             self._response = None
         self.abort()
+
+
+def _readable(transport: asyncio.Transport) -> bool:
+    """Whether something has arrived that the event loop has not told of yet."""
+    poll = select.poll()  # select() itself knows no descriptor above 1023
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _reason(error: OSError) -> str:
