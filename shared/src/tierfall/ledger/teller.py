@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     Change = Callable[[Account, float], object]
 
-STORE_TIMEOUT_S: Final = 2.0
-"""For one read or write."""
-PATIENCE_S: Final = 3.0
+STORE_TIMEOUT_S: Final = 1.0
+"""For one read or write, which takes a millisecond or two; one without an answer is looked up."""
+PATIENCE_S: Final = 5.0
 """How long wishes wait for a store that has ceased to answer, as while a NATS server is restarted. Once that
 is over, they fail at the first try until it answers again."""
 FRESH_S: Final = 1.0
@@ -133,7 +133,7 @@ class Teller:
     async def _work(self) -> None:
         batch: list[WishSlip | Change] = []
         pause_s = RETRY_MIN_S
-        while batch or self._queue:
+        while batch or self._queue or self._unknown:
             batch += self._queue
             self._queue.clear()
             try:
