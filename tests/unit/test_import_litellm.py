@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tierfall.cli.importer import Converted, convert, run
-from tierfall.config import CloudTier, Config, Duration, OllamaTier, VllmTier, notes, parse
+from tierfall.config import CloudTier, Config, Duration, OllamaTier, Quota, Rate, VllmTier, notes, parse
 from tierfall.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def test_a_home_lab_comes_over_whole(tmp_path: Path) -> None:
     assert config.models["vllm-qwen"].deadlines.first_token == Duration(3)
     assert config.models["vllm-qwen"].deadlines.total == Duration(600)
     assert config.models["ollama-qwen"].context_window == 8192
+    assert config.models["openai-gpt4o"].quota == Quota(requests=(Rate(100, "minute"),))
     groq = config.models["groq/llama-3.3-70b-versatile"]
     assert (groq.tier, groq.backend_model) == ("groq", "llama-3.3-70b-versatile")
     assert (config.server.host, config.server.port) == ("0.0.0.0", 4000)
@@ -97,6 +98,22 @@ def test_what_is_said_stands_in_the_file_too(tmp_path: Path) -> None:
     _, made = imported(tmp_path, HOME)
     comments = [line.removeprefix("# ") for line in made.text.splitlines() if line.startswith("# ")]
     assert [line for line in made.findings if line] == [line for line in comments if line in made.findings]
+
+
+def test_limits_become_quotas(tmp_path: Path) -> None:
+    """A provider's model keeps its rpm and tpm, under two names the first's; an engine of one's own does not."""
+    text = models(
+        "a: {model: gpt-4o, rpm: 60, tpm: '90000'}",
+        "b: {model: gpt-4o, rpm: 10}",
+        "c: {model: gpt-4o}",
+        "d: {model: hosted_vllm/x, api_base: 'http://gpu:8000/v1', rpm: 5}",
+    )
+    config, made = imported(tmp_path, text)
+    quota = Quota(requests=(Rate(60, "minute"),), tokens=(Rate(90_000, "minute"),))
+    assert [config.models[name].quota for name in "abcd"] == [quota, quota, Quota(), Quota()]
+    assert "rpm and tpm (b): gpt-4o has another one under another name" in said(made)
+    assert "rpm (d): only cloud tiers have quotas" in said(made)
+    assert "rpm (a, b): a quota of the model now" in said(made)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_nats_config(commands)
     _add_keys(commands)
+    _add_quota(commands)
     return parser
 
 
@@ -184,6 +185,20 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     litellm.set_defaults(run=_import_litellm)
 
 
+def _add_quota(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    quota = commands.add_parser(
+        "quota",
+        help="show what is left of the providers' quotas",
+        description="Reads from NATS how much of each quota is used, and when it is whole again.",
+    )
+    quota.add_argument("--config", required=True, type=Path, metavar="FILE")
+    quota.add_argument(
+        "--nkey", default="", metavar="FILE", help="a seed to show to NATS (default: the config's)"
+    )
+    quota.add_argument("--json", action="store_true", help="print it as GET /v1/quotas does")
+    quota.set_defaults(run=_quota)
+
+
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     doctor = commands.add_parser(
         "doctor",
@@ -278,6 +293,12 @@ def _import_litellm(arguments: argparse.Namespace) -> int:
         out=sys.stdout,
         err=sys.stderr,
     )
+
+
+def _quota(arguments: argparse.Namespace) -> int:
+    from tierfall.cli import quota  # noqa: PLC0415 - see above
+
+    return quota.run(arguments.config, os.environ, sys.stdout, nkey=arguments.nkey, as_json=arguments.json)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tierfall.cli.doctor import config as config_check
-from tierfall.cli.doctor import models, nats, report, tiers
+from tierfall.cli.doctor import models, nats, quotas, report, tiers
 from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.cli.doctor.ingress import Ingress
 from tierfall.cli.doctor.presence import listen
@@ -108,6 +108,7 @@ async def _examine_tiers(config: Config, bus: Bus | None, request: Request) -> l
             bus = None  # the ingress may still tell
         else:
             findings += tiers.examine(config, beats, request.config)
+            findings += await quotas.examine(config, bus, request.config)
     ingress = Ingress(config, request.config, url=request.url, key=request.key)
     findings += await ingress.examine(beats)
     if bus is None and not ingress.usable:

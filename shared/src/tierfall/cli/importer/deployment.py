@@ -40,8 +40,8 @@ _USED: Final = frozenset(
     }
 )
 _PARAMS: Final = {
-    "rpm": "Tierfall does not count requests a minute. The tier's max_in_flight bounds how many run at once",
-    "tpm": "Tierfall does not count tokens a minute. The tier's max_in_flight bounds how many run at once",
+    "rpm": "only cloud tiers have quotas. The tier's max_in_flight bounds how many run at once",
+    "tpm": "only cloud tiers have quotas. The tier's max_in_flight bounds how many run at once",
     "api_version": "Azure's /openai/v1 address takes none",
     "max_retries": "Tierfall tries once more on the same tier, then goes on to the next",
     "num_retries": "Tierfall tries once more on the same tier, then goes on to the next",
@@ -74,6 +74,10 @@ _SAMPLING: Final = frozenset(
 _NEEDLESS_INFO: Final = frozenset({"id", "mode", "base_model", "db_model", "max_tokens", "max_output_tokens"})
 
 
+_QUOTAS: Final = ("rpm", "tpm")
+_EXACT: Final = "a quota of the model now, held exactly over all workers; needs JetStream"
+
+
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
     """What makes two deployments share a tier."""
 
@@ -98,6 +102,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     order: int
     parallel: int | None
     context_window: int | None
+    rpm: int | None = None
+    tpm: int | None = None
 
 
 class Reader:
@@ -131,7 +137,8 @@ class Reader:
         if provider in providers.COMPLETIONS_ONLY:
             self._findings.changed(f"{provider}/", "asked through /chat/completions", entry.name)
         backend = self._backend(entry, target)
-        self._tell_params(entry, target)
+        counted = backend.worker == "cloud"
+        self._tell_params(entry, target, counted=counted)
         return Deployment(
             name=entry.name,
             was=was,
@@ -142,6 +149,8 @@ class Reader:
             order=values.whole(params.get("order")) or LAST,
             parallel=values.whole(params.get("max_parallel_requests")),
             context_window=values.whole(entry.info.get("max_input_tokens")),
+            rpm=values.whole(params.get("rpm")) if counted else None,
+            tpm=values.whole(params.get("tpm")) if counted else None,
         )
 
     def _is_chat(self, entry: Entry, provider: str, was: str) -> bool:
@@ -244,13 +253,15 @@ class Reader:
             self._findings.lost(key, "is no positive number of seconds that is known now", entry.name)
         return limit_s
 
-    def _tell_params(self, entry: Entry, target: Target) -> None:
+    def _tell_params(self, entry: Entry, target: Target, *, counted: bool) -> None:
         """A finding for each key that has no place in what was made."""
         only_ollama = {"num_ctx", "keep_alive"} if target.speaks != "ollama" else set()
         for key, value in entry.params.items():
             if (key in _USED and key not in only_ollama) or value is None:
                 continue
-            if key in _SAMPLING:
+            if counted and key in _QUOTAS and values.whole(value):
+                self._findings.changed(key, _EXACT, entry.name)
+            elif key in _SAMPLING:
                 self._findings.lost(key, "clients have to send it themselves", entry.name)
             elif key == "api_version":
                 self._findings.needless(key, _PARAMS[key], entry.name)

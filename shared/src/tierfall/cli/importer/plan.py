@@ -47,6 +47,8 @@ class ModelPlan(msgspec.Struct, kw_only=True):
     fallbacks: list[str] = []
     budget: float | None = None
     """Seconds; ``None`` for Tierfall's default."""
+    rpm: int | None = None
+    tpm: int | None = None
 
 
 def name_tiers(deployments: Iterable[Deployment]) -> dict[Backend, TierPlan]:
@@ -82,6 +84,7 @@ class Planner:
         self._limits = limits
         self._findings = findings
         self._taken: set[str] = set()
+        self._quotas: dict[tuple[str, str], tuple[int | None, int | None]] = {}
 
     def models(
         self, groups: Mapping[str, Sequence[Deployment]], aliases: Mapping[str, str]
@@ -127,7 +130,18 @@ class Planner:
                     context_window=one.context_window,
                 )
             )
+            self._give_quota(plans[-1], one)
         return plans
+
+    def _give_quota(self, plan: ModelPlan, one: Deployment) -> None:
+        """What a provider's model may be asked is one number, under however many names it stands."""
+        own = (one.rpm, one.tpm)
+        if own == (None, None):
+            return
+        plan.rpm, plan.tpm = self._quotas.setdefault((plan.tier, plan.backend_model), own)
+        if (plan.rpm, plan.tpm) != own:
+            advice = f"{plan.backend_model} has another one under another name, and one quota is for both"
+            self._findings.changed("rpm and tpm", advice, plan.name)
 
     def _clocks(self, one: Deployment) -> Clocks:
         own = one.timeout_s is not None or one.stream_timeout_s is not None

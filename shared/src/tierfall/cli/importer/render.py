@@ -133,7 +133,14 @@ def _models(models: Iterable[ModelPlan]) -> Iterator[str]:
             yield f"    context_window: {model.context_window}"
         if clocks := _deadlines(model):
             yield f"    deadlines: {{{clocks}}}"
+        if model.rpm or model.tpm:
+            yield f"    quota: {{{_quota(model)}}}"
         yield from _fallbacks(model.fallbacks)
+
+
+def _quota(model: ModelPlan) -> str:
+    counted = (("requests", model.rpm), ("tokens", model.tpm))
+    return ", ".join(f"{metric}: [{amount}/m]" for metric, amount in counted if amount)
 
 
 def _deadlines(model: ModelPlan) -> str:
