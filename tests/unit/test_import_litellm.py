@@ -101,7 +101,7 @@ def test_what_is_said_stands_in_the_file_too(tmp_path: Path) -> None:
 
 
 def test_limits_become_quotas(tmp_path: Path) -> None:
-    """A provider's model keeps its rpm and tpm, under two names the first's; an engine of one's own does not."""
+    """A provider's model keeps its rpm and tpm, under two names the first's; an own engine does not."""
     text = models(
         "a: {model: gpt-4o, rpm: 60, tpm: '90000'}",
         "b: {model: gpt-4o, rpm: 10}",
