@@ -15,11 +15,12 @@ import asyncio
 import contextlib
 import enum
 import json
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from fakes.http11 import ClientHungUp, Connection, Recorded
+from fakes.texts import VECTOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,6 +108,31 @@ def done(reason: str = "stop", prompt: int = 3, answer: int = 2) -> dict[str, An
     return {**said(), "done": True, "done_reason": reason, **counts}
 
 
+def wrote(text: str = "", **more: Any) -> dict[str, Any]:
+    """A line with a piece of a completion."""
+    return {"model": "fake", "created_at": "2025-01-01T00:00:00Z", "response": text, "done": False, **more}
+
+
+def written(reason: str = "stop", prompt: int = 3, answer: int = 2) -> dict[str, Any]:
+    """A completion's last line."""
+    counts = {"prompt_eval_count": prompt, "eval_count": answer, "total_duration": 1000}
+    return {**wrote(), "done": True, "done_reason": reason, **counts}
+
+
+def embedded(asked: dict[str, Any]) -> dict[str, Any]:
+    """An answer with a vector for each input, one token each."""
+    inputs = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
+    vector = VECTOR[: asked.get("dimensions")]
+    return {"model": "fake", "embeddings": [vector for _ in inputs], "prompt_eval_count": len(inputs)}
+
+
+DEFAULTS: dict[str, Sequence[Step]] = {
+    "/api/chat": [said("Hello"), said(" world"), done()],
+    "/api/generate": [wrote("Hello"), wrote(" world"), written()],
+    "/api/pull": [SUCCESS],
+}
+
+
 class FakeOllama:
     """An Ollama on a port of its own.
 
@@ -127,7 +153,7 @@ class FakeOllama:
         self.capabilities: list[str] | None = ["completion"]
         self.silent = False
         self.requests: list[Recorded] = []
-        self._plans: dict[str, deque[Script | Refuse]] = {"/api/chat": deque(), "/api/pull": deque()}
+        self._plans: dict[str, deque[Script | Refuse]] = defaultdict(deque)
         self._server: asyncio.Server | None = None
         self._connections: set[Connection] = set()
 
@@ -150,13 +176,13 @@ class FakeOllama:
         """The requests to one path so far."""
         return [request for request in self.requests if request.path == path]
 
-    def plan(self, *steps: Step) -> None:
-        """Queues one chat's script; without any, chats say "Hello world"."""
-        self._plans["/api/chat"].append(Script(steps))
+    def plan(self, *steps: Step, path: str = "/api/chat") -> None:
+        """Queues one request's script; without any, chats and completions say "Hello world"."""
+        self._plans[path].append(Script(steps))
 
-    def refuse(self, status: int, error: str, retry_after: str = "") -> None:
-        """Queues an HTTP error for one chat."""
-        self._plans["/api/chat"].append(Refuse(status, error, retry_after))
+    def refuse(self, status: int, error: str, retry_after: str = "", path: str = "/api/chat") -> None:
+        """Queues an HTTP error for one request."""
+        self._plans[path].append(Refuse(status, error, retry_after))
 
     def plan_pull(self, *steps: Step) -> None:
         """Queues one pull's script; without any, pulls succeed at once."""
@@ -199,15 +225,16 @@ class FakeOllama:
             case "/api/show":
                 known = {} if self.capabilities is None else {"capabilities": self.capabilities}
                 await _whole(request, {"details": {}, **known})
-            case "/api/chat" | "/api/pull":
+            case "/api/embed" if not self._plans["/api/embed"]:
+                await _whole(request, embedded(request.json))
+            case "/api/chat" | "/api/generate" | "/api/embed" | "/api/pull":
                 await self._play(request)
             case _:
                 await request.connection.whole(404, b"404 page not found", "text/plain")
 
     async def _play(self, request: Recorded) -> None:
         plan = self._plans[request.path]
-        default = [SUCCESS] if request.path == "/api/pull" else [said("Hello"), said(" world"), done()]
-        script = plan.popleft() if plan else Script(default)
+        script = plan.popleft() if plan else Script(DEFAULTS[request.path])
         await script.play(request, self.pulled)
 
     def _remote_of(self, name: str) -> dict[str, str]:

@@ -230,9 +230,10 @@ class Fleet:
         self.processes.append(worker)
         return worker
 
-    def start_engine(self, port: int, *, slots: int = 2) -> Process:
+    def start_engine(self, port: int, *, slots: int = 2, embeddings: bool = False) -> Process:
         """Starts the small local model, and does not wait for it."""
         argv = ["tierfall", "engine", "--port", str(port), "--slots", str(slots)]
+        argv += ["--embeddings"] if embeddings else []
         name = f"engine-{len(self.processes)}"
         engine = Process(name, argv, self._folder, lambda log: '"message":"ready"' in log)
         self.processes.append(engine)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from fakes import faults, torn
 from fakes.behaviour import JSON, Answer, Behaviour, error_body, words
 from fakes.http11 import ClientHungUp, Connection, Recorded
+from fakes.texts import TextAnswer, Vectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,10 @@ class FakeProvider:
         self.api_key = api_key
         self.default: Behaviour = Answer("Hello from the fake provider.")
         self.defaults: dict[str, Behaviour] = {}
+        self.text: Behaviour | None = TextAnswer()
+        """What ``/completions`` does by default; ``None``: there is no such path."""
+        self.vectors: Behaviour | None = Vectors()
+        """Likewise, ``/embeddings``."""
         self.health: Behaviour | None = faults.Status(200, body=b"")
         """What ``/health`` does; ``None``: there is no such path."""
         self.model_list: Behaviour | None = None
@@ -89,6 +94,10 @@ class FakeProvider:
     def chats(self) -> list[Recorded]:
         """The chat requests so far."""
         return [request for request in self.requests if request.path.endswith("/chat/completions")]
+
+    def to(self, path: str) -> list[Recorded]:
+        """The requests to one path behind ``/v1`` so far."""
+        return [request for request in self.requests if request.path == f"/v1{path}"]
 
     @property
     def listening(self) -> bool:
@@ -170,15 +179,21 @@ class FakeProvider:
         if path.endswith("/models"):
             listed = [{"id": model, "object": "model", "owned_by": self.owned_by} for model in self.models]
             return self.model_list or faults.Status(200, body={"object": "list", "data": listed})
-        if path.endswith("/chat/completions"):
-            return self._next(str(request.json.get("model", "")))
-        return missing
+        default = self._default_of(path)
+        return missing if default is None else self._next(str(request.json.get("model", "")), default)
 
-    def _next(self, model: str) -> Behaviour:
+    def _default_of(self, path: str) -> Behaviour | None:
+        if path.endswith("/chat/completions"):
+            return self.default
+        if path.endswith("/embeddings"):
+            return self.vectors
+        return self.text if path.endswith("/completions") else None
+
+    def _next(self, model: str, default: Behaviour) -> Behaviour:
         for queue in (self._plans.get(model), self._plans.get("")):
             if queue:
                 return queue.popleft()
-        return self.defaults.get(model, self.default)
+        return self.defaults.get(model, default)
 
     def _tokens(self, request: Recorded, path: str) -> Behaviour:
         """One token a word of the messages, as vLLM's or llama.cpp's server reports them."""
@@ -187,6 +202,9 @@ class FakeProvider:
             text = " ".join(str(message["content"]) for message in asked["messages"])
             return faults.Status(200, body={"prompt": text})
         if self.tokenizer == "vllm":
+            if "prompt" in asked:
+                count = len(words(asked["prompt"]))
+                return faults.Status(200, body={"count": count, "tokens": list(range(count))})
             if "messages" not in asked:
                 return faults.Status(400)
             count = sum(len(words(str(message["content"]))) for message in asked["messages"])

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fakes.texts import VECTOR
 from tierfall.errors import TierfallError
+from tierfall.protocol.operation import Operation
 from tierfall.worker import Ask, Health, Prefill, Progress
 
 if TYPE_CHECKING:
@@ -55,11 +57,38 @@ def says(*words: str) -> list[Step]:
     return [chunk("", role="assistant"), *map(chunk, words), chunk(finish="stop"), usage]
 
 
+def text(words: str, *, finish: str | None = None, index: int = 0, **more: Any) -> bytes:
+    """One chunk of a text completion as an engine would send it."""
+    choice = {"index": index, "text": words, "logprobs": None, "finish_reason": finish, **more}
+    head = {"id": "engine-1", "object": "text_completion", "created": 1, "model": "engine"}
+    return json.dumps({**head, "choices": [choice]}).encode()
+
+
+def writes(*words: str) -> list[Step]:
+    """A whole completion of these words, with usage."""
+    usage = json.dumps({"choices": [], "usage": USAGE}).encode()
+    return [*map(text, words), text("", finish="stop"), usage]
+
+
+def vectors(count: int = 1, vector: Any = VECTOR) -> bytes:
+    """Embeddings as an engine would send them."""
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index in range(count)]
+    usage = {"prompt_tokens": 3, "total_tokens": 3}
+    return json.dumps({"object": "list", "data": data, "model": "engine", "usage": usage}).encode()
+
+
+DEFAULTS: dict[Operation, list[Step]] = {
+    Operation.CHAT: says("Hello", " world."),
+    Operation.COMPLETIONS: writes("Hello", " world."),
+    Operation.EMBEDDINGS: [vectors()],
+}
+
+
 class ScriptedBackend:
     """Plays scripts; remembers what it was asked and how each request ended.
 
     Attributes:
-        scripts: The next requests' steps; when none is left, the answer is ``Hello world.``
+        scripts: The next requests' steps; when none is left, the answer is ``Hello world.``, or one vector
         health: What the next probe finds.
         asks: The requests so far.
         cancelled: How many were cut off.
@@ -75,8 +104,14 @@ class ScriptedBackend:
         self.cancelled = 0
         self.running = 0
         self.closed = False
+        self.complete: Any = self.chat
+        self.embed: Any = self.chat
         self.prefill_mode = Prefill.UNSUPPORTED
         self.prefills: list[str] = []
+
+    def without(self, operation: Operation) -> None:
+        """Makes it a backend that has no such method."""
+        delattr(self, {Operation.COMPLETIONS: "complete", Operation.EMBEDDINGS: "embed"}[operation])
 
     async def start(self) -> None:
         """Nothing to open."""
@@ -86,9 +121,9 @@ class ScriptedBackend:
         return self.health
 
     async def chat(self, ask: Ask) -> AsyncIterator[bytes | Progress]:
-        """Plays the next script."""
+        """Plays the next script, whatever the operation."""
         self.asks.append(ask)
-        script = self.scripts.popleft() if self.scripts else says("Hello", " world.")
+        script = self.scripts.popleft() if self.scripts else DEFAULTS[ask.operation]
         self.running += 1
         try:
             for step in script:

@@ -163,6 +163,15 @@ class Stack:
         async with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
             yield response
 
+    async def complete(self, **fields: Any) -> httpx.Response:
+        """One text completion, not streamed by this client."""
+        body = {"model": "first", "prompt": "Say hello.", **fields}
+        return await self.client.post("/v1/completions", json=body)
+
+    async def embed(self, **fields: Any) -> httpx.Response:
+        """One embeddings request."""
+        return await self.client.post("/v1/embeddings", json={"model": "first", "input": "Hello.", **fields})
+
     async def _connect(self, name: str) -> Bus:
         return await Bus.connect(BusOptions(servers=self.nats.url, name=name))
 

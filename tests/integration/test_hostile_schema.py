@@ -14,6 +14,7 @@ from fakes.behaviour import TEXT, Answer
 from fakes.polling import until
 from fakes.provider import FakeProvider
 from fakes.stack import Stack
+from tierfall.protocol.operation import Operation
 from tierfall_worker_vllm.main import build
 
 if TYPE_CHECKING:
@@ -75,8 +76,10 @@ async def run(where: Path, document: str, gateway: Stack) -> tuple[int, str]:
 
 def naming_models(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """The document with the configured names in it, so that requests get as far as a backend."""
-    chat = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
-    chat["schema"]["properties"]["model"]["enum"] = names
+    for operation in Operation:
+        asked = document["paths"][f"/v1{operation.path}"]["post"]["requestBody"]["content"]
+        schema = asked["application/json"]["schema"]
+        schema["properties"]["model"] = {**schema["properties"]["model"], "enum": names}
     document["paths"]["/v1/models/{name}"]["get"]["parameters"][0]["schema"]["enum"] = names
     return document
 

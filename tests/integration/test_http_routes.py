@@ -138,6 +138,7 @@ async def test_the_document_is_valid(gateway: Gateway) -> None:
     document = (await gateway.client.get("/openapi.json")).json()
     validate(document)
     assert document["openapi"].startswith("3.0.")
+    assert {"/v1/completions", "/v1/embeddings"} <= set(document["paths"])
     assert {"/v1/chat/completions", "/v1/models", "/v1/models/{name}", "/health"} <= set(document["paths"])
     for operations in document["paths"].values():
         for operation in operations.values():

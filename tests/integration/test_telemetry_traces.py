@@ -332,3 +332,25 @@ async def test_tracing_off_passes_the_callers_trace_on() -> None:
                 headers={"traceparent": given},
             )
     assert [ask.traceparent for ask in backend.asks] == [f"00-{TRACE_ID}-{CALLER}-01", ""]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "name"),
+    [
+        ("completions", {"prompt": "x", "max_tokens": 7}, "text_completion"),
+        ("embeddings", {"input": "x", "dimensions": 3}, "embeddings"),
+    ],
+)
+async def test_the_other_operations(traced: Traced, path: str, fields: dict[str, Any], name: str) -> None:
+    """The same tree; the worker's span has the conventions' name of the operation."""
+    answer = await traced.client.post(f"/v1/{path}", json={"model": "first", **fields})
+    assert answer.status_code == 200
+    await until(lambda: traced.collector.named(f"{name} model-a"))
+    (span,) = traced.collector.named(f"{name} model-a")
+    told = span.attributes
+    assert told["gen_ai.operation.name"] == name
+    assert told["gen_ai.usage.input_tokens"] == 3
+    if name == "embeddings":
+        assert told["gen_ai.embeddings.dimension.count"] == 3
+        assert "gen_ai.request.stream" not in told
+    await until(lambda: traced.collector.named(f"{path} a"))

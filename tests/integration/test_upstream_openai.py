@@ -45,6 +45,7 @@ from tierfall.errors import (
     StreamBroken,
     TierfallError,
 )
+from tierfall.protocol.operation import Operation
 from tierfall.upstream import OpenAIUpstream, Source, encode, prepare
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ async def run(upstream: OpenAIUpstream) -> tuple[str, TierfallError | None, list
     """One chat: the text that came, the error after it, the chunks."""
     text, chunks = "", []
     try:
-        async for payload in upstream.stream_chat(BODY):
+        async for payload in upstream.answer(Operation.CHAT, BODY):
             chunk = json.loads(payload)
             chunks.append(chunk)
             text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
@@ -107,13 +108,13 @@ async def test_payload_bytes_are_not_touched(provider: FakeProvider, upstream: O
     """A chunk leaves byte for byte as the backend sent it, odd spacing and unknown members included."""
     odd = '{ "choices" : [ ], "x_vendor":1e2, "t":"é\\u00e9" }'.encode()
     provider.plan(Raw(b"data: " + odd + b"\n\ndata: [DONE]\n\n"))
-    assert [payload async for payload in upstream.stream_chat(BODY)] == [odd]
+    assert [payload async for payload in upstream.answer(Operation.CHAT, BODY)] == [odd]
 
 
 async def test_payload_is_one_line(provider: FakeProvider, upstream: OpenAIUpstream) -> None:
     """JSON that was spread over several data lines leaves on one line."""
     provider.plan(Raw(b'data: {"choices":\ndata: []}\n\ndata: [DONE]\n\n'))
-    assert [payload async for payload in upstream.stream_chat(BODY)] == [b'{"choices": []}']
+    assert [payload async for payload in upstream.answer(Operation.CHAT, BODY)] == [b'{"choices": []}']
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ async def test_reset_in_mid_stream(provider: FakeProvider, upstream: OpenAIUpstr
 async def test_what_came_before_a_cut_is_not_lost(provider: FakeProvider, upstream: OpenAIUpstream) -> None:
     """A slow consumer still gets the chunks that arrived before the connection broke."""
     provider.plan(CutAfter(8))
-    stream = upstream.stream_chat(BODY)
+    stream = upstream.answer(Operation.CHAT, BODY)
     first = await anext(stream)
     await until(lambda: provider.chats[0].connection.gone.is_set() and provider.open_connections == 0)
     await asyncio.sleep(0)
@@ -264,7 +265,7 @@ async def test_closing_the_generator_closes_the_connection(
 ) -> None:
     """So does closing the generator between two chunks."""
     provider.plan(StallAfter(3))
-    stream = upstream.stream_chat(BODY)
+    stream = upstream.answer(Operation.CHAT, BODY)
     await anext(stream)
     await stream.aclose()
     async with asyncio.timeout(1):
@@ -314,7 +315,7 @@ async def test_close_leaves_nothing_behind(provider: FakeProvider) -> None:
 
 async def test_headers(provider: FakeProvider, upstream: OpenAIUpstream) -> None:
     """The tier's key and a request's own headers are sent; compression and cookies are not asked for."""
-    async for _ in upstream.stream_chat(BODY, {"traceparent": "00-1-2-01"}):
+    async for _ in upstream.answer(Operation.CHAT, BODY, {"traceparent": "00-1-2-01"}):
         pass
     sent = provider.chats[0].headers
     assert sent["authorization"] == "Bearer key"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tierfall.errors import InvalidRequest
+from tierfall.protocol.operation import Operation
 from tierfall_ingress.ask import MAX_CHOICES, parse_ask
 
 GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "CANARY"}]}
@@ -128,3 +129,77 @@ def test_of_a_repeated_member_the_last_counts() -> None:
 def test_thousands_of_messages_pass() -> None:
     """A long conversation is no fault."""
     assert parse_ask(body(messages=GOOD["messages"] * 20_000)).model == "m"
+
+
+TEXT: dict[str, Any] = {"model": "m", "prompt": "CANARY"}
+EMBED: dict[str, Any] = {"model": "m", "input": "CANARY"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n", "choices"),
+    [
+        ("a", None, 1),
+        ("", None, 1),
+        (["a"], None, 1),
+        (["a", "b"], 3, 6),
+        ([1, 2, 3], 2, 2),
+        ([[1, 2], [3]], None, 2),
+    ],
+    ids=range(6),
+)
+def test_a_completions_choices(prompt: object, n: int | None, choices: int) -> None:
+    """Each prompt has ``n`` of them; a list of tokens is one prompt. The body travels to the byte."""
+    raw = json.dumps({**TEXT, "prompt": prompt, "n": n, "stream": True, "suffix": "x"}).encode()
+    ask = parse_ask(raw, Operation.COMPLETIONS)
+    assert (ask.choices, ask.streaming, ask.body) == (choices, True, raw)
+    assert ask.operation is Operation.COMPLETIONS
+
+
+@pytest.mark.parametrize(
+    ("asked", "inputs"), [("a", 1), (["a", "b"], 2), ([1, 2, 3], 1), ([[1, 2], [3]], 2)], ids=range(4)
+)
+def test_the_inputs_of_embeddings(asked: object, inputs: int) -> None:
+    """A list of tokens is one input; embeddings never stream."""
+    fields = {"input": asked, "encoding_format": "base64", "stream": False, "dimensions": 5}
+    ask = parse_ask(json.dumps({**EMBED, **fields}).encode(), Operation.EMBEDDINGS)
+    assert (ask.choices, ask.streaming, ask.include_usage) == (inputs, False, False)
+
+
+@pytest.mark.parametrize(
+    ("operation", "fields", "param", "says"),
+    [
+        (Operation.COMPLETIONS, {"prompt": []}, "prompt", "empty"),
+        (Operation.COMPLETIONS, {"prompt": None}, "prompt", "null"),
+        (Operation.COMPLETIONS, {"prompt": 5}, "prompt", "int"),
+        (Operation.COMPLETIONS, {"n": 0}, "n", "1 to"),
+        (Operation.COMPLETIONS, {"stream_options": {}}, "stream_options", "stream"),
+        (Operation.COMPLETIONS, {"model": ""}, "model", "empty"),
+        (Operation.EMBEDDINGS, {"input": []}, "input", "empty"),
+        (Operation.EMBEDDINGS, {"input": {"CANARY": 1}}, "input", "object"),
+        (Operation.EMBEDDINGS, {"encoding_format": "CANARY"}, "encoding_format", "base64"),
+        (Operation.EMBEDDINGS, {"stream": True}, "stream", "one piece"),
+        (Operation.EMBEDDINGS, {"model": ""}, "model", "empty"),
+    ],
+    ids=range(11),
+)
+def test_what_the_other_operations_refuse(
+    operation: Operation, fields: dict[str, Any], param: str, says: str
+) -> None:
+    """Their own fields with their own places, and never a value of the body."""
+    good = TEXT if operation is Operation.COMPLETIONS else EMBED
+    with pytest.raises(InvalidRequest) as caught:
+        parse_ask(json.dumps({**good, **fields}).encode(), operation)
+    assert caught.value.param == param
+    assert says in caught.value.message
+    assert "CANARY" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("operation", "field"), [(Operation.COMPLETIONS, "prompt"), (Operation.EMBEDDINGS, "input")]
+)
+def test_the_text_is_required(operation: Operation, field: str) -> None:
+    """A body without it, and one without anything, say which field is missing."""
+    for raw in (b"", b'{"model":"m"}'):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_ask(raw, operation)
+        assert field in caught.value.message

@@ -143,6 +143,11 @@ def test_limits_become_quotas(tmp_path: Path) -> None:
             "vllm",
             ("", "http://10.0.0.7:8000/v1", "K", "big"),
         ),
+        (
+            "{model: text-embedding-3-small, mode: embedding}",
+            "cloud",
+            ("openai", "", "OPENAI_API_KEY", "text-embedding-3-small"),
+        ),
         ("{model: vllm/org/m}", "vllm", ("", "http://127.0.0.1:8000/v1", "", "org/m")),
         (
             "{model: text-completion-openai/m, api_base: 'http://localhost:8000/v1'}",
@@ -182,9 +187,7 @@ def test_each_provider_finds_its_worker(
     [
         ("a: {model: anthropic/claude-sonnet}", "no worker speaks Anthropic's API"),
         ("a: {model: bedrock/x}", "no worker for this provider"),
-        ("a: {model: text-embedding-3-small}", "is no chat model"),
-        ("a: {model: azure/dall-e-3}", "is no chat model"),
-        ("a: {model: text-completion-openai/gpt-3.5-turbo-instruct}", "Tierfall serves chat alone"),
+        ("a: {model: azure/dall-e-3}", "is for neither chat nor completions nor embeddings"),
         ("a: {model: no-such-thing}", "names no provider"),
         ("a: {api_key: x}", "has no litellm_params.model"),
     ],

@@ -26,6 +26,7 @@ from tierfall.errors import (
     TierBusy,
     TierfallError,
     UnsupportedByTier,
+    UnsupportedOperation,
 )
 from tierfall.worker.backend import Ask, Progress
 from tierfall_worker_ollama import OllamaBackend
@@ -263,7 +264,7 @@ async def test_a_remote_model_is_never_loading(ollama: FakeOllama, backend: Olla
         ),
         (400, "the input length exceeds the context length", {}, ContextLengthExceeded, "messages"),
         (400, "json: cannot unmarshal", {}, InvalidRequest, None),
-        (400, '"fake:1b" does not support chat', {}, ProviderRefused, None),
+        (400, '"fake:1b" does not support chat', {}, UnsupportedOperation, None),
         (401, "unauthorized", {}, ProviderRefused, None),
         (404, "model 'fake:1b' not found", {}, ProviderRefused, None),
         (429, "slow down", {}, RateLimited, None),

@@ -4,6 +4,7 @@
     ├─ ClientError
     │  ├─ InvalidRequest           400     invalid_request_error  -                        never
     │  │  ├─ UnsupportedByTier     400     invalid_request_error  unsupported_parameter    next
+    │  │  │  └─ UnsupportedOperation 400   invalid_request_error  unsupported_operation    next
     │  │  ├─ ContextLengthExceeded 400     invalid_request_error  context_length_exceeded  larger
     │  │  └─ ContentFiltered       400     invalid_request_error  content_filter           never
     │  ├─ KeyRefused               401     invalid_request_error  invalid_api_key          never
@@ -136,6 +137,12 @@ class UnsupportedByTier(InvalidRequest):
 
     code = "unsupported_parameter"
     escalate = Escalate.NEXT
+
+
+class UnsupportedOperation(UnsupportedByTier):
+    """This tier's backend, or its model, has no such endpoint; the message names the path."""
+
+    code = "unsupported_operation"
 
 
 class ContextLengthExceeded(InvalidRequest):

@@ -1,4 +1,4 @@
-"""The HTTP side as one ASGI application: the chat route bare, the rest by FastAPI."""
+"""The HTTP side as one ASGI application: the routes of the models bare, the rest by FastAPI."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from starlette.middleware.cors import CORSMiddleware
 
 from tierfall import __version__
 from tierfall.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, TierfallError
+from tierfall.protocol.operation import Operation
 from tierfall_ingress.docs import add_docs
-from tierfall_ingress.exchange import ChatEndpoint
+from tierfall_ingress.exchange import Endpoint
 from tierfall_ingress.health import add_health
 from tierfall_ingress.models import add_models
 from tierfall_ingress.quotas import add_quotas
 from tierfall_ingress.wire import error_body, error_headers, request_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 
     from starlette.datastructures import Headers
     from starlette.requests import Request
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
     Scope = MutableMapping[str, Any]
     App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-CHAT_PATHS: Final = frozenset(
-    {"/v1/chat/completions", "/v1/chat/completions/", "/chat/completions", "/chat/completions/"}
-)
+PATHS: Final = {
+    f"{version}{operation.path}{slash}": operation
+    for operation in Operation
+    for version in ("/v1", "")
+    for slash in ("", "/")
+}
 """Without ``/v1`` too: LiteLLM's users have base URLs of both kinds."""
 EXPOSED_HEADERS: Final = (
     "retry-after",
@@ -71,7 +75,8 @@ def build_app(services: Services) -> App:
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(RequestValidationError, _on_invalid)
     api.add_exception_handler(Exception, _on_defect)
-    app: App = Front(ChatEndpoint(services), api)
+    endpoints = {operation: Endpoint(services, operation) for operation in Operation}
+    app: App = Front({path: endpoints[operation] for path, operation in PATHS.items()}, api)
     origins = services.config.server.cors_origins
     if origins:
         app = Cors(
@@ -98,18 +103,24 @@ class Cors(CORSMiddleware):
 
 
 class Front:
-    """Sends chat requests to the bare route, everything else to FastAPI, with what both have in common."""
+    """Sends requests for models to the bare routes, all others to FastAPI, with what both have in common.
 
-    def __init__(self, chat: App, api: App) -> None:
-        self._chat = chat
+    Args:
+        bare: The bare applications, by path.
+        api: FastAPI's.
+    """
+
+    def __init__(self, bare: Mapping[str, App], api: App) -> None:
+        self._bare = bare
         self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             return
-        if scope["path"] in CHAT_PATHS:
-            await self._chat(scope, receive, send)
+        bare = self._bare.get(scope["path"])
+        if bare is not None:
+            await bare(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id")
         header = (b"x-request-id", request_id(None if given is None else given.decode("latin-1")).encode())

@@ -10,7 +10,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.staticfiles import StaticFiles
 
-from tierfall_ingress.ask import MAX_CHOICES
+from tierfall.protocol.operation import Operation
+from tierfall_ingress.ask import ENCODINGS, MAX_CHOICES
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -67,36 +68,79 @@ _ASK: Final[dict[str, Any]] = {
     ],
     "example": {"model": "vllm-qwen", "messages": [{"role": "user", "content": "Say hello."}]},
 }
-_CHAT: Final[dict[str, Any]] = {
-    "tags": ["chat"],
-    "summary": "Create a chat completion",
-    "description": "OpenAI's chat completions. Fields that are not listed travel to the backend as they are.",
-    "operationId": "create_chat_completion",
-    "security": _SECURITY,
-    "requestBody": {"required": True, "content": {"application/json": {"schema": _ASK}}},
-    "responses": {
-        "200": {
-            "description": "The answer; as server-sent events when `stream` is true.",
-            "headers": {
-                "x-tierfall-tier": {"schema": {"type": "string"}, "description": "The tier that answered."},
-                "x-tierfall-worker": {
-                    "schema": {"type": "string"},
-                    "description": "The worker that answered.",
-                },
-                "x-tierfall-attempts": {
-                    "schema": {"type": "string"},
-                    "description": "What each attempt came to: `vllm=no_workers;ollama=ok`.",
-                },
-            },
-            "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
-        },
-        "default": _FAILURE,
+_TEXTS: Final[dict[str, Any]] = {
+    "oneOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {}},
+    ],
+    "description": "A text, an array of texts, an array of tokens, or an array of arrays of tokens.",
+}
+_COMPLETION: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["model", "prompt"],
+    "additionalProperties": True,
+    "properties": {
+        **{name: _ASK["properties"][name] for name in ("model", "stream", "stream_options", "n")},
+        "prompt": _TEXTS,
     },
+    "anyOf": _ASK["anyOf"],
+    "example": {"model": "vllm-qwen", "prompt": "Once upon a time", "max_tokens": 16},
+}
+_EMBEDDING: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["model", "input"],
+    "additionalProperties": True,
+    "properties": {
+        "model": _ASK["properties"]["model"],
+        "input": _TEXTS,
+        "encoding_format": {"type": "string", "nullable": True, "enum": list(ENCODINGS)},
+        "stream": {"type": "boolean", "nullable": True, "enum": [False, None]},
+    },
+    "example": {"model": "embed", "input": ["Say hello."]},
+}
+_HEADERS: Final[dict[str, Any]] = {
+    "x-tierfall-tier": {"schema": {"type": "string"}, "description": "The tier that answered."},
+    "x-tierfall-worker": {"schema": {"type": "string"}, "description": "The worker that answered."},
+    "x-tierfall-attempts": {
+        "schema": {"type": "string"},
+        "description": "What each attempt came to: `vllm=no_workers;ollama=ok`.",
+    },
+}
+_UNTOUCHED: Final = "Fields that are not listed travel to the backend as they are."
+
+
+def _bare(
+    operation: Operation, summary: str, asked: dict[str, Any], *, streams: bool = True
+) -> dict[str, Any]:
+    """The entry of a route that FastAPI does not know."""
+    content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    told = "The answer."
+    if streams:
+        content["text/event-stream"] = {}
+        told = "The answer; as server-sent events when `stream` is true."
+    return {
+        "tags": [operation.value],
+        "summary": summary,
+        "description": f"As OpenAI's `/v1{operation.path}`. {_UNTOUCHED}",
+        "operationId": summary.lower().replace(" ", "_"),
+        "security": _SECURITY,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": asked}}},
+        "responses": {
+            "200": {"description": told, "headers": _HEADERS, "content": content},
+            "default": _FAILURE,
+        },
+    }
+
+
+_BARE: Final = {
+    Operation.CHAT: _bare(Operation.CHAT, "Create chat completion", _ASK),
+    Operation.COMPLETIONS: _bare(Operation.COMPLETIONS, "Create completion", _COMPLETION),
+    Operation.EMBEDDINGS: _bare(Operation.EMBEDDINGS, "Create embeddings", _EMBEDDING, streams=False),
 }
 
 
 def add_docs(api: FastAPI) -> None:
-    """Adds the page, its assets, and the chat route's entry in the document."""
+    """Adds the page, its assets, and the bare routes' entries in the document."""
     api.mount(_ASSETS, StaticFiles(directory=Path(swagger_ui_bundle.swagger_ui_path)), name="docs-assets")
 
     @api.get("/docs", include_in_schema=False)
@@ -118,7 +162,7 @@ def add_docs(api: FastAPI) -> None:
 
 
 def _document(api: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the chat route, and with the errors that really come instead of its 422."""
+    """FastAPI's document, with the bare routes, and with the errors that really come instead of its 422."""
     schema = get_openapi(
         title=api.title,
         version=api.version,
@@ -132,7 +176,8 @@ def _document(api: FastAPI) -> dict[str, Any]:
             operation["responses"]["default"] = _FAILURE
             if path in _WITH_KEY:
                 operation["security"] = _SECURITY
-    schema["paths"] = {"/v1/chat/completions": {"post": _CHAT}, **schema["paths"]}
+    bare = {f"/v1{operation.path}": {"post": entry} for operation, entry in _BARE.items()}
+    schema["paths"] = {**bare, **schema["paths"]}
     schema["components"] = {
         "schemas": {"Error": _ERROR},
         "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},

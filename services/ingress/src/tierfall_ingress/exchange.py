@@ -1,4 +1,4 @@
-"""``POST /v1/chat/completions``: one exchange from the request's first byte to the answer's last.
+"""One exchange, from the request's first byte to the answer's last: chat, completions and embeddings.
 
 A bare ASGI application: FastAPI's routing costs more than everything else that happens here.
 """
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from tierfall.config import Config
+    from tierfall.protocol.operation import Operation
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.body import Receive
     from tierfall_ingress.cashier import Charge
@@ -55,24 +56,31 @@ SHOWN_NAME: Final = 100
 _log: Final = logging.getLogger("tierfall.ingress")
 
 
-class ChatEndpoint:
-    """The ASGI application of the chat route."""
+class Endpoint:
+    """The ASGI application of one operation's route."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, operation: Operation) -> None:
         self._services = services
+        self._operation = operation
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answers one request, whatever happens."""
-        await Exchange(self._services, scope, receive, send).run()
+        await Exchange(self._services, self._operation, scope, receive, send).run()
 
 
 class Exchange:
     """One request and its answer."""
 
     def __init__(
-        self, services: Services, scope: MutableMapping[str, Any], receive: Receive, send: Send
+        self,
+        services: Services,
+        operation: Operation,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
     ) -> None:
         self._services = services
+        self._operation = operation
         self._method = scope["method"]
         self._headers = dict(scope["headers"])
         self._receive = receive
@@ -139,7 +147,7 @@ class Exchange:
         self._caller = services.keys.caller(_text(self._headers.get(b"authorization")))
         body = await read_body(self._headers, self._receive, config.server.max_body)
         self._read_whole = True
-        ask = self._ask = parse_ask(body)
+        ask = self._ask = parse_ask(body, self._operation)
         if ask.model not in config.models:
             raise unknown_model(ask.model, config, self._caller)
         self._caller.check(ask.model)
@@ -177,7 +185,7 @@ class Exchange:
         ask, ladder = self._ask, self._ladder
         assert ask is not None  # noqa: S101 - there is no answer without them
         assert ladder is not None  # noqa: S101 - likewise
-        point = transcript.resume() if ladder.resumes and may_resume(ask.body) else None
+        point = transcript.resume() if ladder.resumes and may_resume(ask) else None
         if point is None:
             raise error
         broken.close()
@@ -243,7 +251,7 @@ class Exchange:
             fields["completion_tokens"] = ending.completion_tokens
         if failure is not None:
             fields["error"] = failure.slug
-        _log.info("chat", extra={"fields": fields})
+        _log.info(self._operation.value, extra={"fields": fields})
         end_request(
             self._span,
             request_id=self.id,

@@ -256,6 +256,7 @@ class Ladder:
             self._span,
             tier=rung.tier,
             model=rung.name,
+            operation=self._ask.operation,
             number=len(self.story.chapters) + 1,
             resumes=self._admission.resume is not None,
         )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tierfall.errors import TierfallError
+    from tierfall.protocol.operation import Operation
     from tierfall.telemetry import Span, Tracer
     from tierfall_ingress.ladder import Answer
     from tierfall_ingress.line import Line
@@ -28,7 +29,7 @@ _UNFINISHED: Final = frozenset({"client_gone", "budget_spent"})
 
 
 def begin_request(tracer: Tracer, scope: Mapping[str, Any], traceparent: str) -> Span:
-    """The span of one chat request, below the caller's if it sent a ``traceparent``."""
+    """The span of one request, below the caller's if it sent a ``traceparent``."""
     if not tracer.enabled:
         return tracer.start("", Kind.SERVER, {}, traceparent=traceparent)
     method, path = scope["method"], scope["path"]
@@ -129,7 +130,9 @@ class AttemptTrace:
 UNTRACED: Final = AttemptTrace(NO_SPAN)
 
 
-def begin_attempt(request: Span, *, tier: str, model: str, number: int, resumes: bool) -> AttemptTrace:
+def begin_attempt(
+    request: Span, *, tier: str, model: str, operation: Operation, number: int, resumes: bool
+) -> AttemptTrace:
     """The span of one attempt on one tier; ``number`` counts the request's attempts from 1."""
     if not request.recording:
         return AttemptTrace(request) if request.traceparent else UNTRACED
@@ -141,4 +144,4 @@ def begin_attempt(request: Span, *, tier: str, model: str, number: int, resumes:
     if resumes:
         attributes["tierfall.resumes"] = True
     epoch = time.time() - asyncio.get_running_loop().time()
-    return AttemptTrace(request.child(f"chat {tier}", Kind.CLIENT, attributes), epoch)
+    return AttemptTrace(request.child(f"{operation} {tier}", Kind.CLIENT, attributes), epoch)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from tierfall.protocol.envelope import Resume
+
+if TYPE_CHECKING:
+    from tierfall_ingress.ask import Ask
 
 KEPT_BYTES: Final = 4 * 1024 * 1024
 """An answer that is longer than this, as events, is not resumed."""
@@ -61,7 +64,7 @@ class Transcript:
             delta = choice.get("delta") or {}
             if choice.get("index", 0) or choice.get("logprobs") or any(delta.get(name) for name in _ONCE):
                 return None
-            text = delta.get("content") or ""
+            text = delta.get("content") or choice.get("text") or ""
             thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
             if not isinstance(text, str) or not isinstance(thought, str):
                 return None
@@ -77,22 +80,23 @@ class Transcript:
         return [choice for chunk in chunks for choice in chunk.get("choices") or ()]
 
 
-def may_resume(body: bytes) -> bool:
+def may_resume(ask: Ask) -> bool:
     """Whether a request's answer is plain text, which alone can be gone on with.
 
     Never several choices, log probabilities, or an answer bound to a schema or grammar: its automaton would
     begin anew in the middle.
     """
     try:
-        asked = _body.decode(body)
+        asked = _body.decode(ask.body)
     except _UNREADABLE:
         return False
-    form = asked.get("response_format")
+    form, logprobs = asked.get("response_format"), asked.get("logprobs")
     bound = isinstance(form, dict) and form.get("type") != "text"
     guided = any(name in asked for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar"))
     return not (
-        (asked.get("n") or 1) != 1
-        or asked.get("logprobs")
+        ask.choices != 1
+        or (logprobs is not None and logprobs is not False)  # a completion's 0 asks for some
+        or (asked.get("best_of") or 1) != 1
         or bound
         or guided
         or asked.get("structured_outputs")

@@ -59,7 +59,7 @@ class CloudBackend:
         return Health("up" if up else "down", "; ".join(dict.fromkeys(reasons)), tuple(models))
 
     async def chat(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
-        """Streams one answer, with the next key that can be used.
+        """One answer, streamed where it can be, with the next key that can be used.
 
         A key that the provider refuses or limits costs the request nothing but the way: it goes out again
         with another, as long as there is one and nothing of an answer has come.
@@ -67,12 +67,12 @@ class CloudBackend:
         Raises:
             UnsupportedByTier: The provider cannot honour a field of the request.
             RateLimited, QuotaExhausted, QuotaUnknown: What :meth:`Desk.admit` raises.
-            TierfallError: What :meth:`tierfall.upstream.OpenAIUpstream.stream_chat` raises.
+            TierfallError: What :meth:`tierfall.upstream.OpenAIUpstream.answer` raises.
         """
         left = self._desk.round()
         # Shaping uses the body up, and a reservation needs to know it.
         asked = ask if self._book is None else msgspec.structs.replace(ask, body=dict(ask.body))
-        body = shape(self._provider, ask.body, ask.backend_model)
+        body = shape(self._provider, ask.body, ask.backend_model, ask.operation)
         refused: list[TierfallError] = []
         while True:
             try:
@@ -95,6 +95,10 @@ class CloudBackend:
             else:
                 return
 
+    complete = chat
+    embed = chat
+    """What differs is in the provider's rules, and in how its answer comes."""
+
     async def _ask(self, ticket: Ticket, body: bytes, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
         """One attempt with one key: waits for its turn, then streams."""
         access = ticket.access
@@ -105,8 +109,8 @@ class CloudBackend:
                 yield Progress("queued")
                 await asyncio.sleep(min(wait_s, PROGRESS_EVERY_S))
             ticket.sending()
-            stream = access.upstream.stream_chat(body, ask.trace_headers, ticket.head)
-            async with aclosing(stream) as payloads:
+            answer = access.upstream.answer(ask.operation, body, ask.trace_headers, ticket.head)
+            async with aclosing(answer) as payloads:
                 async for payload in payloads:
                     access.account.works()
                     mended = mender.mend(payload) if mender else payload

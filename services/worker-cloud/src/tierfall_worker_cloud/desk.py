@@ -15,6 +15,7 @@ from tierfall.errors import (
     TierfallError,
 )
 from tierfall.ledger import Metric, Spent, Wish
+from tierfall.protocol.operation import Operation
 from tierfall.quota import as_error
 from tierfall_worker_cloud import tokens
 from tierfall_worker_cloud.ticket import Reservation, Ticket
@@ -129,7 +130,10 @@ class Desk:
 
     async def _reserve(self, ask: Ask, usable: Sequence[Access], book: Book, plan: Plan) -> Ticket:
         amounts = [limit.amount for limit in plan.limits if limit.metric is Metric.TOKENS]
-        estimate = tokens.estimate(ask.body, min(amounts)) if amounts else tokens.Estimate(0, 0, 0)
+        answers = ask.operation is not Operation.EMBEDDINGS
+        estimate = tokens.Estimate(0, 0, 0)
+        if amounts:
+            estimate = tokens.estimate(ask.body, min(amounts), answers=answers)
         wish = Wish(
             limits=plan.limits,
             amounts={Metric.REQUESTS: 1, Metric.TOKENS: estimate.most},

@@ -56,17 +56,41 @@ class Gauge(msgspec.Struct, frozen=True):
     reset: str = ""
 
 
-class Provider(msgspec.Struct, frozen=True, kw_only=True):
-    """One provider: where it is, what it takes, what its chunks need.
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What one endpoint of a provider takes.
 
     Attributes:
-        name: As in the config's ``provider:``.
-        base_url: With its version path, without ``/chat/completions``.
-        stream_usage: Whether it takes ``stream_options.include_usage``.
         renames: Fields that go under another name; done silently.
         values: Values that go under another name, by field: ``{"tool_choice": {"required": "any"}}``.
         refused: Fields whose wish cannot be granted: a 400 that names the field, or the next tier.
         dropped: Fields that only label a request; left out silently, as the provider would refuse them.
+    """
+
+    renames: tuple[Rename, ...] = ()
+    values: dict[str, dict[str, str]] = {}
+    refused: tuple[Refusal, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+class EmbeddingRules(Rules, frozen=True, kw_only=True):
+    """Likewise, of embeddings.
+
+    Attributes:
+        tokens: Whether it takes arrays of tokens, and not only text.
+    """
+
+    tokens: bool = True
+
+
+class Provider(Rules, frozen=True, kw_only=True):
+    """One provider: where it is, what it takes, what its chunks need. The rules are those of chat.
+
+    Attributes:
+        name: As in the config's ``provider:``.
+        base_url: With its version path, without ``/chat/completions``.
+        completions: The rules of ``/completions``; None where there is none.
+        embeddings: Likewise, of ``/embeddings``.
+        stream_usage: Whether it takes ``stream_options.include_usage``.
         roles: Message roles that go under another name.
         message_refused: Members of a message that cannot be honoured; null is left out.
         message_dropped: Members of a message that SDKs echo from an answer and that carry no wish.
@@ -81,11 +105,9 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     base_url: str
+    completions: Rules | None = Rules()
+    embeddings: EmbeddingRules | None = EmbeddingRules()
     stream_usage: bool = True
-    renames: tuple[Rename, ...] = ()
-    values: dict[str, dict[str, str]] = {}
-    refused: tuple[Refusal, ...] = ()
-    dropped: tuple[str, ...] = ()
     roles: dict[str, str] = {}
     message_refused: tuple[str, ...] = ()
     message_dropped: tuple[str, ...] = ()
@@ -125,6 +147,8 @@ OPENAI: Final = Provider(
 GROQ: Final = Provider(
     name="groq",
     base_url="https://api.groq.com/openai/v1",
+    completions=None,
+    embeddings=None,
     refused=(*_LOGPROBS, Refusal("n", (1,))),
     dropped=_LABELS,
     roles={"developer": "system"},
@@ -137,6 +161,8 @@ GROQ: Final = Provider(
 GEMINI: Final = Provider(
     name="gemini",
     base_url="https://generativelanguage.googleapis.com/v1beta/openai",
+    completions=None,
+    embeddings=EmbeddingRules(dropped=("encoding_format", "user"), tokens=False),  # it answers with numbers
     refused=(
         *_LOGPROBS,
         Refusal("seed"),
@@ -155,6 +181,10 @@ GEMINI: Final = Provider(
 MISTRAL: Final = Provider(
     name="mistral",
     base_url="https://api.mistral.ai/v1",
+    completions=None,  # only /fim/completions, which is another API
+    embeddings=EmbeddingRules(
+        renames=(Rename("dimensions", "output_dimension"),), dropped=("user",), tokens=False
+    ),
     stream_usage=False,  # it sends usage unasked, and refuses the field
     renames=(Rename("max_completion_tokens", "max_tokens"), Rename("seed", "random_seed")),
     values={"tool_choice": {"required": "any"}},

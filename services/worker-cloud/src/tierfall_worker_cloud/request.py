@@ -7,48 +7,77 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tierfall.errors import InvalidRequest, UnsupportedByTier
-from tierfall.upstream import Body, encode, prepare
+from tierfall.errors import InvalidRequest, UnsupportedByTier, UnsupportedOperation
+from tierfall.protocol.operation import Operation
+from tierfall.upstream import Body, encode, prepare, set_model
 
 if TYPE_CHECKING:
-    from tierfall_worker_cloud.providers import Provider, Refusal
+    from tierfall_worker_cloud.providers import Provider, Refusal, Rules
 
 _NULL: Final = b"null"
+_texts: Final = msgspec.json.Decoder(str | list[str])
 _encoder: Final = msgspec.json.Encoder()
 _messages: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 
 
-def shape(provider: Provider, body: Body, backend_model: str) -> bytes:
+def shape(provider: Provider, body: Body, backend_model: str, operation: Operation = Operation.CHAT) -> bytes:
     """The body to post, as JSON text; ``body`` is used up.
 
     Raises:
+        UnsupportedOperation: The provider has no such endpoint.
         UnsupportedByTier: The provider cannot honour a field; ``param`` names it.
         InvalidRequest: A field has a form that no provider takes.
     """
-    for refusal in provider.refused:
-        _refuse(provider, body, refusal)
-    for field in provider.dropped:
-        body.pop(field, None)
-    for rename in provider.renames:
-        if rename.old in body and re.match(rename.models, backend_model):
-            value = body.pop(rename.old)
-            body.setdefault(rename.new, value)
-    for field, names in provider.values.items():
-        if field in body:
-            body[field] = _renamed(body[field], names)
-    if provider.roles or provider.message_refused or provider.message_dropped:
-        _shape_messages(provider, body)
+    if operation is Operation.CHAT:
+        _apply(provider.name, provider, body, backend_model)
+        _shape_chat(provider, body)
+    elif operation is Operation.COMPLETIONS and provider.completions is not None:
+        _apply(provider.name, provider.completions, body, backend_model)
+    elif operation is Operation.EMBEDDINGS and provider.embeddings is not None:
+        _apply(provider.name, provider.embeddings, body, backend_model)
+        if not provider.embeddings.tokens:
+            _refuse_tokens(provider, body)
+        set_model(body, backend_model)
+        return encode(body)
+    else:
+        raise UnsupportedOperation(f"{provider.name} has no /v1{operation.path}")
     prepare(body, backend_model, include_usage=provider.stream_usage)
     return encode(body)
 
 
-def _refuse(provider: Provider, body: Body, refusal: Refusal) -> None:
+def _apply(name: str, rules: Rules, body: Body, backend_model: str) -> None:
+    for refusal in rules.refused:
+        _refuse(name, body, refusal)
+    for field in rules.dropped:
+        body.pop(field, None)
+    for rename in rules.renames:
+        if rename.old in body and re.match(rename.models, backend_model):
+            value = body.pop(rename.old)
+            body.setdefault(rename.new, value)
+    for field, names in rules.values.items():
+        if field in body:
+            body[field] = _renamed(body[field], names)
+
+
+def _refuse_tokens(provider: Provider, body: Body) -> None:
+    try:
+        _texts.decode(body.get("input", b'""'))
+    except msgspec.DecodeError:
+        raise UnsupportedByTier(f"{provider.name} embeds text, no tokens", param="input") from None
+
+
+def _shape_chat(provider: Provider, body: Body) -> None:
+    if provider.roles or provider.message_refused or provider.message_dropped:
+        _shape_messages(provider, body)
+
+
+def _refuse(name: str, body: Body, refusal: Refusal) -> None:
     raw = body.get(refusal.field)
     if raw is None:
         return
     value = msgspec.json.decode(raw)
     if value is not None and not any(_equal(value, neutral) for neutral in refusal.neutral):
-        raise UnsupportedByTier(f"{provider.name} does not support {refusal.field}", param=refusal.field)
+        raise UnsupportedByTier(f"{name} does not support {refusal.field}", param=refusal.field)
     del body[refusal.field]
 
 

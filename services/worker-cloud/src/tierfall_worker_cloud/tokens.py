@@ -21,7 +21,7 @@ LIKELY_TOKENS: Final = 256
 
 _LIMITS: Final = ("max_completion_tokens", "max_tokens")
 _INLINE: Final = re.compile(rb'data:[^",;]{0,100};base64,[^"]*')
-_PROMPT: Final = ("messages", "tools", "response_format")
+_PROMPT: Final = ("messages", "prompt", "input", "tools", "response_format")
 
 
 class Estimate(NamedTuple):
@@ -46,17 +46,18 @@ class _Counted(msgspec.Struct):
 _counted: Final = msgspec.json.Decoder(_Counted)
 
 
-def estimate(body: Mapping[str, msgspec.Raw], limit: int) -> Estimate:
+def estimate(body: Mapping[str, msgspec.Raw], limit: int, *, answers: bool = True) -> Estimate:
     """Reads what has to be known off a client's request.
 
     Args:
         body: The request's members.
         limit: The smallest limit on tokens. An estimate of ours never keeps a request from being sent; only
             what the client itself asks for does.
+        answers: Whether tokens are generated, which for embeddings they are not.
     """
     prompt = sum(_prompt(bytes(body[name])) for name in _PROMPT if name in body)
     asked = next((number for name in _LIMITS if (number := _number(body, name)) is not None), None)
-    choices = _number(body, "n") or 1
+    choices = (_number(body, "n") or 1) if answers else 0
     answer = choices * (ANSWER_TOKENS if asked is None else asked)
     most = prompt + answer
     if asked is None or answer <= limit:

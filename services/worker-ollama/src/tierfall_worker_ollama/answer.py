@@ -49,8 +49,11 @@ class _Position(_Token):
     top_logprobs: list[_Token] = []
 
 
-class _Line(msgspec.Struct):
+class Line(msgspec.Struct):
+    """One line of an answer; a chat's has a ``message``, a completion's a ``response``."""
+
     message: _Said = msgspec.field(default_factory=_Said)
+    response: str | None = None
     done: bool = False
     done_reason: str = ""
     prompt_eval_count: int = 0
@@ -59,7 +62,7 @@ class _Line(msgspec.Struct):
     error: str | None = None
 
 
-_lines: Final = msgspec.json.Decoder(_Line)
+_lines: Final = msgspec.json.Decoder(Line)
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -86,19 +89,19 @@ class Answer:
             StreamBroken: The line is an error, is cut off, or ends the answer without a reason.
             UnsupportedByTier: This version of Ollama has no log probabilities.
         """
-        line = _decode(payload)
-        self._judge_logprobs(line)
+        line = decode(payload)
+        self._judge_logprobs(line, line.message.content)
         delta = self._delta(line.message)
         if delta or line.logprobs:
             yield self._chunk(delta, line.logprobs)
         if line.done:
             self.done = True
-            yield self._chunk({}, None, self._finish_reason(line), _usage(line))
+            yield self._chunk({}, None, self._finish_reason(line), usage_of(line))
 
-    def _judge_logprobs(self, line: _Line) -> None:
+    def _judge_logprobs(self, line: Line, text: str | None) -> None:
         if line.logprobs:
             self._logprobs_missing = False
-        elif self._logprobs_missing and line.message.content and not line.done:
+        elif self._logprobs_missing and text and not line.done:
             raise UnsupportedByTier("logprobs: Ollama has them since 0.12.11", param="logprobs")
 
     def _delta(self, said: _Said) -> dict[str, Any]:
@@ -121,7 +124,7 @@ class Answer:
             "function": {"name": call.function.name, "arguments": bytes(call.function.arguments).decode()},
         }
 
-    def _finish_reason(self, line: _Line) -> str:
+    def _finish_reason(self, line: Line) -> str:
         if not line.done_reason:
             # What Ollama says of an answer whose connection to its runner was closed.
             raise StreamBroken("Ollama ended the answer without a reason")
@@ -148,7 +151,12 @@ class Answer:
         return _encoder.encode(chunk)
 
 
-def _decode(payload: bytes) -> _Line:
+def decode(payload: bytes) -> Line:
+    """One line.
+
+    Raises:
+        StreamBroken: It is an error, or cut off.
+    """
     try:
         if not payload.isascii():
             payload.decode()  # the parser does not look into a call's arguments
@@ -160,7 +168,8 @@ def _decode(payload: bytes) -> _Line:
     return line
 
 
-def _usage(line: _Line) -> dict[str, int]:
+def usage_of(line: Line) -> dict[str, int]:
+    """OpenAI's usage, from the counts of the last line."""
     total = line.prompt_eval_count + line.eval_count
     return {
         "prompt_tokens": line.prompt_eval_count,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -21,6 +21,8 @@ from tierfall.errors import (
 from tierfall.worker.backend import PROGRESS_EVERY_S, Health, Prefill, Progress
 from tierfall_worker_ollama.answer import Answer
 from tierfall_worker_ollama.client import OllamaClient, StatusRefusal
+from tierfall_worker_ollama.completion import TextAnswer, native_completion
+from tierfall_worker_ollama.embedding import as_openai, native_embedding
 from tierfall_worker_ollama.library import Library
 from tierfall_worker_ollama.pull import Puller
 from tierfall_worker_ollama.refusal import explain, not_pulled
@@ -121,23 +123,51 @@ class OllamaBackend:
             return Health("up", reason, self._library.names)
         return Health("loading" if self._tier.pull else "down", reason, self._library.names)
 
-    async def chat(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
-        """One request over ``/api/chat``.
+    def chat(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
+        """One request over ``/api/chat``; see :meth:`_generate`."""
+        native = native_request(ask, self._tier)
+        return self._generate("/api/chat", ask, native, Answer(logprobs=native.logprobs))
+
+    def complete(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
+        """One request over ``/api/generate``; see :meth:`_generate`."""
+        native = native_completion(ask, self._tier)
+        return self._generate("/api/generate", ask, native, TextAnswer(logprobs=native.logprobs))
+
+    async def embed(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
+        """One request over ``/api/embed``, which answers once all of it is embedded.
+
+        Raises:
+            TierfallError: As :func:`native_embedding`, :func:`explain` and :meth:`OllamaClient.post` say.
+        """
+        payload = native_embedding(ask, self._tier)
+        try:
+            await self._check_model(ask)
+            answer = asyncio.ensure_future(self._client.post("/api/embed", payload, ask.trace_headers))
+            try:
+                async with aclosing(self._until(answer, ask.backend_model)) as news:
+                    async for progress in news:
+                        yield progress
+                yield as_openai(await answer)
+            finally:
+                await _stop(answer)
+        except StatusRefusal as refusal:
+            raise explain(refusal, ask) from None
+
+    async def _generate(
+        self, path: str, ask: Ask, native: NativeRequest, answer: Answer
+    ) -> AsyncGenerator[bytes | Progress, None]:
+        """Streams one answer.
 
         Ollama sends its headers with the first line, after loading and reading the prompt: until then the
         generator says each second which of the two it probably is. The request is not touched by that; a
         cancelled load begins from nothing the next time.
 
         Raises:
-            TierfallError: As :func:`native_request`, :func:`explain`, :meth:`OllamaClient.lines` and
-                :meth:`Answer.feed` say.
+            TierfallError: As :func:`explain`, :meth:`OllamaClient.lines` and :meth:`Answer.feed` say.
         """
-        native = native_request(ask, self._tier)
-        answer = Answer(logprobs=native.logprobs)
-        headers = {"traceparent": ask.traceparent} if ask.traceparent else {}
         try:
-            await self._check_model(ask, native)
-            async with aclosing(self._client.lines("/api/chat", native.payload, headers=headers)) as lines:
+            await self._check_model(ask, native.image)
+            async with aclosing(self._client.lines(path, native.payload, headers=ask.trace_headers)) as lines:
                 first = asyncio.ensure_future(anext(lines, None))
                 try:
                     async with aclosing(self._until(first, ask.backend_model)) as news:
@@ -155,8 +185,11 @@ class OllamaBackend:
         if not answer.done:
             raise StreamBroken("Ollama ended its answer without a last line")
 
-    async def _check_model(self, ask: Ask, native: NativeRequest) -> None:
-        """Says no before Ollama is asked where that is known, and where Ollama itself would not."""
+    async def _check_model(self, ask: Ask, image: str = "") -> None:
+        """Says no before Ollama is asked where that is known, and where Ollama itself would not.
+
+        ``image`` is the place of the request's first image, empty without one.
+        """
         model = ask.backend_model
         if not self._library.fresh:
             with contextlib.suppress(BackendFault, msgspec.DecodeError):
@@ -164,10 +197,10 @@ class OllamaBackend:
         if self._library.lacks(model):
             state = self._puller.state(model)
             raise BackendDown(state) if state else not_pulled(model)
-        if native.image and not await self._library.sees(model):
-            raise UnsupportedByTier(f"{native.image}: {model} takes no images", param=native.image)
+        if image and not await self._library.sees(model):
+            raise UnsupportedByTier(f"{image}: {model} takes no images", param=image)
 
-    async def _until(self, first: asyncio.Future[bytes | None], model: str) -> AsyncGenerator[Progress, None]:
+    async def _until(self, first: asyncio.Future[Any], model: str) -> AsyncGenerator[Progress, None]:
         # Ollama lists a model as loaded from the moment that it begins to load it, so only a look from before
         # this request tells; a later one can only add that the model is gone.
         loading = not self._library.loaded(model)
@@ -178,7 +211,7 @@ class OllamaBackend:
             yield Progress("loading" if loading else "prefilling")
 
 
-async def _stop(task: asyncio.Future[bytes | None]) -> None:
+async def _stop(task: asyncio.Future[Any]) -> None:
     """Ends a read that may be under way, so that its generator can be closed; its outcome is not needed."""
     task.cancel()
     await asyncio.wait({task})

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S: Final = 2.0
 ASK_TIMEOUT_S: Final = 1.0
 LINE_LIMIT_BYTES: Final = 16 * 1024 * 1024
+BODY_LIMIT_BYTES: Final = 128 * 1024 * 1024
+"""Thousands of vectors, as numbers in text."""
 ERROR_LIMIT_BYTES: Final = 64 * 1024
 OK: Final = 200
 
@@ -87,6 +89,25 @@ class OllamaClient:
             raise StatusRefusal(response.status, text.decode(errors="replace"))
         return text
 
+    async def post(self, path: str, payload: bytes, headers: Mapping[str, str]) -> bytes:
+        """Posts JSON, and returns the whole answer whenever it is there. Cancelling closes the connection.
+
+        Raises:
+            BackendDown: Nobody listens.
+            BackendFault: The connection broke, or the answer is too long.
+            StatusRefusal: Any status but 200.
+        """
+        try:
+            response = await self._open("POST", path, payload, headers)
+            try:
+                if response.status != OK:
+                    raise await _refusal(response)
+                return await _whole(response, BODY_LIMIT_BYTES)
+            finally:
+                response.close()
+        except ConnectionBroken as error:
+            raise BackendFault("the connection to Ollama broke before its answer was whole") from error
+
     async def lines(
         self,
         path: str,
@@ -134,11 +155,11 @@ class OllamaClient:
             raise BackendDown(f"Ollama does not answer: {error}; is `ollama serve` running?") from error
 
 
-async def _whole(response: Response) -> bytes:
+async def _whole(response: Response, limit: int = LINE_LIMIT_BYTES) -> bytes:
     text = bytearray()
     while data := await response.read():
         text += data
-        if len(text) > LINE_LIMIT_BYTES:
+        if len(text) > limit:
             raise BackendFault("Ollama's answer has no end")
     return bytes(text)
 

@@ -19,7 +19,9 @@ from tierfall.errors import (
     TierBusy,
     TierfallError,
     UnsupportedByTier,
+    UnsupportedOperation,
 )
+from tierfall.protocol.operation import Operation
 from tierfall_worker_ollama.shape import THINKING_FIELDS
 
 if TYPE_CHECKING:
@@ -29,12 +31,19 @@ if TYPE_CHECKING:
 TEXT_LIMIT: Final = 500
 # Our configuration's fault, under whatever status: the wrong kind of model, or one too large for the machine.
 MISCONFIGURED: Final = (
-    "does not support chat",
     "model is required",
     "invalid model name",
     "cannot run this remote model",
     "requires more system memory",
 )
+# The wrong kind of model for the request's endpoint.
+WRONG_KIND: Final = ("does not support chat", "does not support generate", "does not support embed")
+# The field that holds the text of a request.
+TEXT_FIELDS: Final = {
+    Operation.CHAT: "messages",
+    Operation.COMPLETIONS: "prompt",
+    Operation.EMBEDDINGS: "input",
+}
 # Answers of some other server: redirects, an unknown path or method.
 NOT_OLLAMA: Final = frozenset({301, 302, 303, 307, 308, 404, 405})
 
@@ -58,7 +67,12 @@ def _by_text(text: str, ask: Ask) -> TierfallError | None:
     """Sentences that mean the same under every status; Ollama says 500 for some that are the request's."""
     error: TierfallError | None = None
     if "exceeds the context length" in text:
-        error = ContextLengthExceeded("messages: longer than the tier's num_ctx", param="messages")
+        field = TEXT_FIELDS[ask.operation]
+        error = ContextLengthExceeded(f"{field}: longer than the tier's num_ctx", param=field)
+    elif any(sentence in text for sentence in WRONG_KIND):
+        error = UnsupportedOperation(f"{ask.backend_model} is not a model for /v1{ask.operation.path}")
+    elif "does not support insert" in text:
+        error = UnsupportedByTier(f"suffix: {ask.backend_model} cannot fill in", param="suffix")
     elif "does not support tools" in text:
         error = UnsupportedByTier(f"tools: {ask.backend_model} cannot call tools", param="tools")
     elif "does not support thinking" in text or "think value" in text:

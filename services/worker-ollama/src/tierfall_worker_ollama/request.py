@@ -18,6 +18,8 @@ from tierfall_worker_ollama.messages import native_messages
 from tierfall_worker_ollama.shape import native_format, native_think, native_tools
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tierfall.config.schema import OllamaTier
     from tierfall.worker.backend import Ask
 
@@ -72,6 +74,9 @@ REFUSED: Final[dict[str, tuple[Any, ...]]] = {
 }
 
 
+NOTHING: Final[Mapping[str, tuple[Any, ...]]] = {}
+
+
 class NativeRequest(msgspec.Struct, frozen=True):
     """What goes to Ollama, and what the answer is held against.
 
@@ -93,7 +98,7 @@ def native_request(ask: Ask, tier: OllamaTier) -> NativeRequest:
         InvalidRequest: A field has a wrong type or value; ``param`` names it.
         UnsupportedByTier: Ollama cannot do what a field asks for; ``param`` names it.
     """
-    _refuse(ask)
+    refuse(ask)
     messages = native_messages(ask.body)
     logprobs, top_logprobs = _logprobs(ask)
     native: dict[str, Any] = {
@@ -102,15 +107,15 @@ def native_request(ask: Ask, tier: OllamaTier) -> NativeRequest:
         "stream": True,
         # By default Ollama cuts a prompt that is too long, and forgets the beginning of an answer that is,
         # both without a word. An error lets the ladder look for a larger window instead.
-        "truncate": _flag(ask, "truncate"),
-        "shift": _flag(ask, "shift"),
-        "options": _options(ask, tier),
+        "truncate": flag(ask, "truncate"),
+        "shift": flag(ask, "shift"),
+        "options": native_options(ask, tier),
     }
     optional = {
         "tools": native_tools(ask.body),
         "format": native_format(ask.body),
         "think": native_think(ask.body),
-        "keep_alive": _keep_alive(ask, tier),
+        "keep_alive": keep_alive(ask, tier),
         "logprobs": logprobs or None,
         "top_logprobs": top_logprobs,
     }
@@ -118,8 +123,17 @@ def native_request(ask: Ask, tier: OllamaTier) -> NativeRequest:
     return NativeRequest(msgspec.json.encode(native), messages.image, logprobs)
 
 
-def _refuse(ask: Ask) -> None:
-    for name, harmless in REFUSED.items():
+def refuse(ask: Ask, further: Mapping[str, tuple[Any, ...]] = NOTHING) -> None:
+    """Refuses what Ollama cannot honour.
+
+    Args:
+        ask: The request.
+        further: As :data:`REFUSED`, in addition to it.
+
+    Raises:
+        UnsupportedByTier: ``param`` names the field.
+    """
+    for name, harmless in (*REFUSED.items(), *further.items()):
         value = take(ask.body, name, Any)
         if value is not None and value not in harmless:
             raise UnsupportedByTier(f"{name}: Ollama has no such setting", param=name)
@@ -129,11 +143,12 @@ def _refuse(ask: Ask) -> None:
         )
 
 
-def _flag(ask: Ask, name: str) -> bool:
+def flag(ask: Ask, name: str) -> bool:
+    """A field that is true or false, and false when it is missing."""
     return bool(take(ask.body, name, bool))
 
 
-def _options(ask: Ask, tier: OllamaTier) -> dict[str, Any]:
+def native_options(ask: Ask, tier: OllamaTier) -> dict[str, Any]:
     """The tier's, then what OpenAI's fields say, then the request's own ``options`` word for word."""
     options: dict[str, Any] = {} if tier.num_ctx is None else {"num_ctx": tier.num_ctx}
     for name, (option, kind) in OPTIONS.items():
@@ -166,8 +181,11 @@ def _logprobs(ask: Ask) -> tuple[bool, int | None]:
     return wanted, top
 
 
-def _keep_alive(ask: Ask, tier: OllamaTier) -> str | float | None:
-    """A bare number goes out as a number: Ollama refuses ``"-1"`` for want of a unit, and takes ``-1``."""
+def keep_alive(ask: Ask, tier: OllamaTier) -> str | float | None:
+    """How long Ollama keeps the model in memory: the request's wish, else the tier's.
+
+    A bare number goes out as a number: Ollama refuses ``"-1"`` for want of a unit, and takes ``-1``.
+    """
     keep: str | float | None = take(ask.body, "keep_alive", str | float)
     keep = tier.keep_alive if keep is None else keep
     if isinstance(keep, float):

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tierfall.errors import BackendError
-from tierfall.upstream import OpenAIUpstream, Source, continued, encode, prepare
+from tierfall.protocol.operation import Operation
+from tierfall.upstream import OpenAIUpstream, Source, continued, encode, prepare, set_model
 from tierfall.worker import Prefill
 from tierfall_worker_vllm.engine import Engine, Flavour
+from tierfall_worker_vllm.llama import LlamaMender, refuse_ignored
 from tierfall_worker_vllm.tally import Tally
 
 if TYPE_CHECKING:
@@ -51,23 +53,49 @@ class VllmBackend:
         """Streams one answer; adds usage when the engine sends none of its own.
 
         Raises:
-            TierfallError: What :meth:`tierfall.upstream.OpenAIUpstream.stream_chat` raises.
+            UnsupportedByTier: The engine would ignore a field.
+            TierfallError: What :meth:`tierfall.upstream.OpenAIUpstream.answer` raises.
         """
-        messages = ask.body.get("messages")
+        field = "messages" if ask.operation is Operation.CHAT else "prompt"
+        asked, mender = ask.body.get(field), self._mender(ask)
         prepare(ask.body, ask.backend_model)
         tally, failure = Tally(), None
+        answer = self._upstream.answer(ask.operation, encode(ask.body), ask.trace_headers)
         try:
-            async with aclosing(self._upstream.stream_chat(encode(ask.body), ask.trace_headers)) as payloads:
+            async with aclosing(answer) as payloads:
                 async for payload in payloads:
                     tally.note(payload)
-                    yield payload
+                    yield payload if mender is None else mender.mend(payload)
         except BackendError as error:
             failure = error  # an answer that has its finish_reason is whole, and was paid for
-        if tally.lacks_usage and messages is not None:
-            prompt_tokens = await self._engine.count_tokens(ask.backend_model, messages)
+        if tally.lacks_usage and asked is not None:
+            prompt_tokens = await self._engine.count_tokens(ask.backend_model, field, asked)
             yield tally.usage_chunk(ask.backend_model, prompt_tokens)
         if failure is not None:
             raise failure
+
+    complete = chat
+    """The engine's ``/v1/completions`` differs in nothing else."""
+
+    async def embed(self, ask: Ask) -> AsyncGenerator[bytes, None]:
+        """One answer's vectors.
+
+        Raises:
+            UnsupportedByTier: The engine would ignore a field.
+            TierfallError: What :meth:`tierfall.upstream.OpenAIUpstream.answer` raises.
+        """
+        self._mender(ask)
+        set_model(ask.body, ask.backend_model)
+        answer = self._upstream.answer(ask.operation, encode(ask.body), ask.trace_headers)
+        async with aclosing(answer) as payloads:
+            async for payload in payloads:
+                yield payload
+
+    def _mender(self, ask: Ask) -> LlamaMender | None:
+        if self._engine.flavour is not Flavour.LLAMA_CPP:
+            return None
+        refuse_ignored(ask)
+        return LlamaMender.of(ask)
 
     def prefill(self, ask: Ask, text: str) -> Prefill:
         """For vLLM and llama.cpp, which go on from a last assistant message, each in its own way."""

@@ -18,6 +18,8 @@ from tierfall.errors import BackendDown, BackendError
 from tierfall.worker import Health
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tierfall.upstream import OpenAIUpstream, Reply
 
 PROBE_TIMEOUT_S: Final = 1.0
@@ -123,26 +125,34 @@ class Engine:
     async def _get(self, url: str) -> Reply:
         return await self._upstream.ask("GET", url, timeout_s=PROBE_TIMEOUT_S)
 
-    async def count_tokens(self, model: str, messages: msgspec.Raw) -> int:
-        """The prompt's tokens: as vLLM counts them, else as llama.cpp does, else from the text's length."""
+    async def count_tokens(self, model: str, field: str, asked: msgspec.Raw) -> int:
+        """The prompt's tokens: as vLLM counts them, else as llama.cpp does, else from the text's length.
+
+        Args:
+            model: The engine's name of it.
+            field: ``messages`` or ``prompt``.
+            asked: That field of the request.
+        """
         try:
             async with asyncio.timeout(TOKENIZE_TIMEOUT_S):
-                counted = await self._as_vllm(model, messages)
+                counted = await self._as_vllm(model, field, asked)
                 if counted is None:
-                    counted = await self._as_llama_cpp(messages)
+                    counted = await self._as_llama_cpp(field, asked)
         except (TimeoutError, BackendError):
             counted = None
-        return _from_length(messages) if counted is None else counted
+        return _from_length(asked) if counted is None else counted
 
-    async def _as_vllm(self, model: str, messages: msgspec.Raw) -> int | None:
-        found = await self._post("/tokenize", {"model": model, "messages": messages})
+    async def _as_vllm(self, model: str, field: str, asked: msgspec.Raw) -> int | None:
+        found = await self._post("/tokenize", {"model": model, field: asked})
         count = found.get("count")
         return count if isinstance(count, int) else None
 
-    async def _as_llama_cpp(self, messages: msgspec.Raw) -> int | None:
-        prompt = (await self._post("/apply-template", {"messages": messages})).get("prompt")
-        if not isinstance(prompt, str):
-            return None
+    async def _as_llama_cpp(self, field: str, asked: msgspec.Raw) -> int | None:
+        prompt: Any = asked
+        if field == "messages":
+            prompt = (await self._post("/apply-template", {"messages": asked})).get("prompt")
+            if not isinstance(prompt, str):
+                return None
         tokens = (await self._post("/tokenize", {"content": prompt, "add_special": True})).get("tokens")
         return len(tokens) if isinstance(tokens, list) else None
 
@@ -172,13 +182,24 @@ def _names(listed: Any) -> tuple[str, ...]:
     return tuple(name for name in found if isinstance(name, str))
 
 
-def _from_length(messages: msgspec.Raw) -> int:
-    """An estimate from the text's bytes; images and other parts are not text."""
-    text = 0
-    decoded = msgspec.json.decode(messages)
-    for message in decoded if isinstance(decoded, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        parts = content if isinstance(content, list) else [{"text": content}]
-        texts = [part.get("text") for part in parts if isinstance(part, dict)]
-        text += sum(len(each.encode()) for each in texts if isinstance(each, str))
-    return -(-text // BYTES_PER_TOKEN)
+def _from_length(asked: msgspec.Raw) -> int:
+    """An estimate from the text's bytes; images and other parts are not text, numbers are tokens."""
+    decoded = msgspec.json.decode(asked)
+    tokens, text = 0, 0
+    for part in _parts(decoded if isinstance(decoded, list) else [decoded]):
+        if isinstance(part, str):
+            text += len(part.encode())
+        else:
+            tokens += isinstance(part, int)
+    return tokens - (-text // BYTES_PER_TOKEN)
+
+
+def _parts(listed: list[Any]) -> Iterator[Any]:
+    """The texts and tokens of messages, or of prompts."""
+    for each in listed:
+        if isinstance(each, list):
+            yield from _parts(each)
+        elif isinstance(each, dict):
+            yield from _parts([each.get("content") or each.get("text")])
+        else:
+            yield each

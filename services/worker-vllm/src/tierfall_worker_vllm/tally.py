@@ -16,6 +16,7 @@ class _Delta(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
+    text: Any = None
     finish_reason: Any = None
 
 
@@ -57,6 +58,8 @@ class Tally:
             self._usage = True
         for choice in chunk.choices or ():
             delta = choice.delta
+            if choice.text:
+                self._deltas += 1
             if delta and (delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls):
                 self._deltas += 1
             if choice.finish_reason is not None:
@@ -70,5 +73,4 @@ class Tally:
             "total_tokens": prompt_tokens + self._deltas,
             "estimated": True,
         }
-        chunk = {"id": "", "object": "chat.completion.chunk", "created": 0, "model": model}
-        return _encoder.encode({**chunk, "choices": [], "usage": usage})
+        return _encoder.encode({"model": model, "choices": [], "usage": usage})

@@ -1,7 +1,8 @@
-"""The chat format: judging, mending and assembling completion chunks."""
+"""The formats of generated text, chat and completions: judging, mending and assembling chunks."""
 
 from tierfall.chat.assemble import Assembly
 from tierfall.chat.chunk import ChunkStream
 from tierfall.chat.continuation import Continuation
+from tierfall.chat.text import TextStream, legacy_logprobs
 
-__all__ = ["Assembly", "ChunkStream", "Continuation"]
+__all__ = ["Assembly", "ChunkStream", "Continuation", "TextStream", "legacy_logprobs"]

@@ -1,4 +1,4 @@
-"""Chunks in, one ``chat.completion`` out: what a client that does not stream gets.
+"""Chunks in, one completion out: what a client that does not stream gets.
 
 Every backend is streamed, so that the clocks of a long answer see its tokens; this is the way back. The
 result has the fields of OpenAI's non-streaming answer, and whatever else the backend put on its chunks.
@@ -21,9 +21,15 @@ _encoder: Final = msgspec.json.Encoder()
 
 
 class Assembly:
-    """Collects the stamped chunks of one answer."""
+    """Collects the stamped chunks of one answer.
 
-    def __init__(self) -> None:
+    Args:
+        name: ``object`` of the whole answer, ``chat.completion`` or ``text_completion``.
+    """
+
+    def __init__(self, name: str = "chat.completion") -> None:
+        self._name = name
+        self._new_choice = _TextChoice if name == "text_completion" else _Choice
         self._top: dict[str, Any] = {}
         self._choices: dict[int, _Choice] = {}
 
@@ -37,7 +43,9 @@ class Assembly:
             members = _chunk.decode(chunk)
             for choice in members.pop("choices", None) or ():
                 index = choice.pop("index", 0)
-                self._choices.setdefault(index, _Choice()).feed(choice)
+                if index not in self._choices:
+                    self._choices[index] = self._new_choice()
+                self._choices[index].feed(choice)
         except (msgspec.DecodeError, RecursionError, AttributeError, TypeError):
             raise StreamBroken("the backend sent a chunk whose fields are not those of a chunk") from None
         for name, value in members.items():
@@ -47,7 +55,7 @@ class Assembly:
     def completion(self, usage: msgspec.Raw | None) -> bytes:
         """The whole answer as JSON text; ``usage`` is left out when the backend never told."""
         top = self._top
-        top["object"] = "chat.completion"
+        top["object"] = self._name
         top["choices"] = [
             {"index": index, **self._choices[index].completed()} for index in sorted(self._choices)
         ]
@@ -95,6 +103,22 @@ class _Choice:
         if index is None:  # a call that is said in one piece, or the last one's continuation
             index = len(self._tools) if call.get("id") or not self._tools else max(self._tools)
         self._tools[index] = _grown(self._tools.get(index, {}), call)
+
+
+class _TextChoice(_Choice):
+    """One choice of a text completion: a text instead of a message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pieces: list[str] = []
+
+    def feed(self, choice: dict[str, Any]) -> None:
+        self._pieces.append(choice.pop("text", ""))
+        super().feed(choice)
+
+    def completed(self) -> dict[str, Any]:
+        text = "".join(self._pieces)
+        return {"text": text, "logprobs": self._logprobs, "finish_reason": None, **self._rest}
 
 
 class _Text(list[str]):

@@ -6,7 +6,7 @@ SDKs read it. What needs no change is passed on byte for byte (as ``msgspec.Raw`
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import msgspec
 
@@ -57,6 +57,7 @@ class Choice(msgspec.Struct):
     index: int | None = None
     """``None`` when the engine leaves it out: it means the first."""
     delta: Delta | None = None
+    text: Any = None
     finish_reason: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
@@ -90,7 +91,7 @@ def _raw(value: str | int) -> msgspec.Raw:
 
 
 class ChunkStream:
-    """The chunks of one answer; feed each as it comes.
+    """The chunks of one chat answer; feed each as it comes.
 
     Args:
         answer_id: The ``id`` that every chunk gets.
@@ -107,12 +108,17 @@ class ChunkStream:
 
     __slots__ = ("_asked", "_calls", "_finished", "_frame", "_seen", "_stamp", "outputs", "started", "usage")
 
+    object_name: ClassVar[str] = "chat.completion.chunk"
+    """``object`` of every chunk."""
+    whole_name: ClassVar[str] = "chat.completion"
+    """``object`` of the answer that they are assembled to."""
+
     def __init__(
         self, answer_id: str, created: int, model: str, choices: int = 1, *, begun: bool = False
     ) -> None:
         self._stamp = {
             "id": _raw(answer_id),
-            "object": _raw("chat.completion.chunk"),
+            "object": _raw(self.object_name),
             "created": _raw(created),
             "model": _raw(model),
         }
@@ -150,7 +156,7 @@ class ChunkStream:
         try:
             return self._feed(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise StreamBroken("the backend sent something that is not a chat completion chunk") from None
+            raise StreamBroken("the backend sent something that is no chunk of an answer") from None
 
     def _feed(self, payload: bytes) -> bytes:
         frame = self._frame

@@ -11,6 +11,7 @@ from tierfall.errors import ContinuationDiverged, StreamBroken
 _chunk: Final = msgspec.json.Decoder(dict[str, Any])
 _encoder: Final = msgspec.json.Encoder()
 _REASONING: Final = ("reasoning_content", "reasoning")
+_SHORTER: Final = "the new answer is shorter than what the client has"
 
 
 class Continuation:
@@ -50,6 +51,8 @@ class Continuation:
 
     def _skip(self, choice: dict[str, Any]) -> bool:
         """Takes the known text out of one choice; says whether anything is left of it."""
+        if "text" in choice:
+            return self._skip_text(choice)
         delta: dict[str, Any] = choice.get("delta") or {}
         for name in _REASONING:
             if isinstance(delta.get(name), str):
@@ -59,8 +62,15 @@ class Continuation:
                 raise ContinuationDiverged("the new answer's reasoning is shorter than what the client has")
             self._content, delta["content"] = _cut(self._content, delta["content"])
         if (choice.get("finish_reason") or delta.get("tool_calls")) and (self._content or self._reasoning):
-            raise ContinuationDiverged("the new answer is shorter than what the client has")
+            raise ContinuationDiverged(_SHORTER)
         return bool(choice.get("finish_reason") or any(delta.values()))
+
+    def _skip_text(self, choice: dict[str, Any]) -> bool:
+        """As :meth:`_skip`, for a text completion's choice."""
+        self._content, choice["text"] = _cut(self._content, choice["text"])
+        if choice.get("finish_reason") and self._content:
+            raise ContinuationDiverged(_SHORTER)
+        return bool(choice.get("finish_reason") or choice["text"])
 
 
 def _cut(known: str, text: str) -> tuple[str, str]:

@@ -30,7 +30,7 @@ ERRORS_ONLY: Final = 1
 _logger: Final = logging.getLogger("tierfall.engine")
 
 
-def run(*, port: int, model: Path | None, slots: int, context_tokens: int) -> int:
+def run(*, port: int, model: Path | None, slots: int, context_tokens: int, embeddings: bool) -> int:
     """Serves the model until SIGTERM or SIGINT.
 
     While the model loads (seconds) a signal ends the process the default way; afterwards it exits with 0 at
@@ -41,6 +41,8 @@ def run(*, port: int, model: Path | None, slots: int, context_tokens: int) -> in
         model: A GGUF file; SmolLM2 when left out.
         slots: Requests answered at a time.
         context_tokens: Context of each slot; the memory for all slots is taken at the start.
+        embeddings: Whether to answer ``/v1/embeddings`` too, pooled as the model's file says, which for
+            SmolLM2 says nothing: the mean over the tokens of an input.
 
     Returns:
         The exit status, 0.
@@ -59,7 +61,10 @@ def run(*, port: int, model: Path | None, slots: int, context_tokens: int) -> in
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # llama.cpp holds the GIL while it loads: no handler would run
     _logger.info("loading the model", extra={"fields": {"model": name, "megabytes": _megabytes(path)}})
-    _server = _serve(path, name, port, slots, context_tokens)  # answers as long as it is referred to
+    parameters = _parameters(path, name, port, slots, context_tokens)
+    if embeddings:
+        _add_embeddings(parameters, context_tokens, pooled=model is not None)
+    _server = _serve(parameters, path)  # answers as long as it is referred to
     _logger.info(
         "ready",
         extra={"fields": {"url": f"http://{HOST}:{port}/v1", "slots": slots, "context": context_tokens}},
@@ -95,8 +100,7 @@ def _require_free(port: int) -> None:
             raise ConfigError(f"--port: cannot listen on {HOST}:{port}: {reason}") from error
 
 
-def _serve(path: Path, name: str, port: int, slots: int, context_tokens: int) -> Any:
-    """Returns xllamacpp's server, which answers as long as the object lives."""
+def _parameters(path: Path, name: str, port: int, slots: int, context_tokens: int) -> Any:
     try:
         import xllamacpp  # noqa: PLC0415 - an extra of its own, 30 MB, wanted here alone
     except ImportError as error:
@@ -119,6 +123,23 @@ def _serve(path: Path, name: str, port: int, slots: int, context_tokens: int) ->
     parameters.ui = False
     parameters.cors_origins = ""  # or any web page that its owner opens could use it
     parameters.cors_origins_explicit = True
+    return parameters
+
+
+def _add_embeddings(parameters: Any, context_tokens: int, *, pooled: bool) -> None:
+    import xllamacpp  # noqa: PLC0415 - see _parameters
+
+    parameters.embedding = True
+    if not pooled:
+        parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    # An input has to fit one batch: llama.cpp cannot embed it in pieces.
+    parameters.n_batch = parameters.n_ubatch = context_tokens
+
+
+def _serve(parameters: Any, path: Path) -> Any:
+    """Returns xllamacpp's server, which answers as long as the object lives."""
+    import xllamacpp  # noqa: PLC0415 - see _parameters
+
     try:
         return xllamacpp.Server(parameters)
     except RuntimeError as error:

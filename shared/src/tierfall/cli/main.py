@@ -91,6 +91,7 @@ def _add_engine(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     engine.add_argument(
         "--context", type=int, default=DEFAULT_CONTEXT_TOKENS, help="tokens of context that each slot has"
     )
+    engine.add_argument("--embeddings", action="store_true", help="answer /v1/embeddings too")
     engine.set_defaults(run=_engine)
 
 
@@ -233,7 +234,11 @@ def _engine(arguments: argparse.Namespace) -> int:
     from tierfall.cli import engine  # noqa: PLC0415 - see above
 
     return engine.run(
-        port=arguments.port, model=arguments.model, slots=arguments.slots, context_tokens=arguments.context
+        port=arguments.port,
+        model=arguments.model,
+        slots=arguments.slots,
+        context_tokens=arguments.context,
+        embeddings=arguments.embeddings,
     )
 
 

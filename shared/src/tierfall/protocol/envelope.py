@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import msgspec
 
 from tierfall.protocol.frames import STREAM_LIMIT, FrameError
+from tierfall.protocol.operation import Operation
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """What may be added to a counter: a backend that counts a negative number of tokens has not counted."""
@@ -38,6 +39,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str
     """The configured name, which every chunk of the answer carries."""
     backend_model: str
+    operation: Operation = Operation.CHAT
+    choices: int = 1
+    """How many answers are asked for: ``n`` for each prompt, or as many as there are inputs to embed."""
     answer_id: str
     """``id`` of the answer: the same for every attempt, so also when two tiers contribute."""
     created: int

@@ -1,6 +1,6 @@
 """What workers share that reach a backend over OpenAI's HTTP API."""
 
-from tierfall.upstream.body import Body, continued, encode, prepare
+from tierfall.upstream.body import Body, continued, encode, prepare, set_model
 from tierfall.upstream.failure import KEY_REFUSED, Source
 from tierfall.upstream.openai import (
     CLOUD_CONNECT_TIMEOUT_S,
@@ -24,4 +24,5 @@ __all__ = [
     "continued",
     "encode",
     "prepare",
+    "set_model",
 ]

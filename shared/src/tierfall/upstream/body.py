@@ -27,7 +27,7 @@ def prepare(body: Body, backend_model: str, *, include_usage: bool = True) -> No
     Raises:
         InvalidRequest: ``stream_options`` is neither an object nor null.
     """
-    body["model"] = msgspec.Raw(_encoder.encode(backend_model))
+    set_model(body, backend_model)
     body["stream"] = _TRUE
     if not include_usage:
         body.pop("stream_options", None)
@@ -38,6 +38,11 @@ def prepare(body: Body, backend_model: str, *, include_usage: bool = True) -> No
         raise InvalidRequest("stream_options must be an object", param="stream_options") from None
     options["include_usage"] = _TRUE
     body["stream_options"] = msgspec.Raw(_encoder.encode(options))
+
+
+def set_model(body: Body, backend_model: str) -> None:
+    """Puts the name that the engine knows the model by into the body."""
+    body["model"] = msgspec.Raw(_encoder.encode(backend_model))
 
 
 def continued(messages: msgspec.Raw, text: str, *flags: str) -> msgspec.Raw:

@@ -1,4 +1,4 @@
-"""A whole ``chat.completion`` as the one chunk that a stream of it would add up to."""
+"""A whole completion as the one chunk that a stream of it would add up to."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _encoder: Final = msgspec.json.Encoder()
 
 
 def as_chunk(completion: dict[str, Any]) -> bytes:
-    """One ``chat.completion.chunk`` with everything in it, for an engine that ignores ``stream``.
+    """One chunk with everything in it, for an engine that ignores ``stream``.
 
-    Members that are not known here stay as they are.
+    Members that are not known here stay as they are; a text completion's choices are a chunk's already.
 
     Raises:
         StreamBroken: Its choices are not those of a completion.
@@ -28,6 +28,8 @@ def as_chunk(completion: dict[str, Any]) -> bytes:
 
 def _streamed(choice: dict[str, Any]) -> dict[str, Any]:
     found = dict(choice)
+    if "text" in found:
+        return found
     delta = dict(found.pop("message", None) or {})
     calls = delta.get("tool_calls")
     if calls:

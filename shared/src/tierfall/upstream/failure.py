@@ -38,6 +38,8 @@ _CONTEXT_WORDS: Final = (
     "longer than the model's context length",  # SGLang
     "context length of only",  # LM Studio
     "exceeds the maximum number of tokens allowed",  # Gemini
+    "too large to process",  # llama.cpp, of an input to embed, with a 500
+    "tokens, exceeding max",  # Mistral, likewise
 )
 _FILTER_CODES: Final = {"content_filter", "content_policy_violation"}
 _QUOTA_CODES: Final = {"insufficient_quota", "billing_hard_limit_reached", "quota_exceeded"}
@@ -121,7 +123,7 @@ def classify(source: Source, status: int, complaint: Complaint, retry_after: flo
     """The error for a status and what was said with it; ``retry_after`` in seconds."""
     if status in _LIMITS:
         return _limited(source, status, complaint, retry_after)
-    if status in _INVALID:
+    if status in _INVALID or _is_too_long(complaint):
         return _invalid(source, status, complaint)
     if status == _UNAVAILABLE and _is_loading(complaint):
         return BackendDown(f"{source.name} at {source.base_url} is loading its model")
@@ -155,7 +157,7 @@ def _invalid(source: Source, status: int, complaint: Complaint) -> TierfallError
     """What a code, a type or well-known words say more exactly than the status."""
     marks = {complaint.code, complaint.type}
     said, low = _said(complaint, status), complaint.message.lower()
-    if marks & _CONTEXT_CODES or any(words in low for words in _CONTEXT_WORDS):
+    if _is_too_long(complaint):
         return ContextLengthExceeded(said, param=complaint.param)
     if marks & _FILTER_CODES:
         return ContentFiltered(said, param=complaint.param)
@@ -167,6 +169,13 @@ def _invalid(source: Source, status: int, complaint: Complaint) -> TierfallError
     if param := _unsupported(complaint):
         return UnsupportedByTier(f"{source.name}: {said}", param=param)
     return InvalidRequest(said, param=complaint.param, code=complaint.code)
+
+
+def _is_too_long(complaint: Complaint) -> bool:
+    low = complaint.message.lower()
+    return bool({complaint.code, complaint.type} & _CONTEXT_CODES) or any(
+        words in low for words in _CONTEXT_WORDS
+    )
 
 
 def _is_loading(complaint: Complaint) -> bool:

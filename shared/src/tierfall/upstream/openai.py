@@ -1,9 +1,10 @@
-"""One backend that speaks OpenAI's chat completions API: payloads, plain values and the error tree."""
+"""One backend that speaks OpenAI's API: payloads, plain values and the error tree."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -15,7 +16,9 @@ from tierfall.errors import (
     ProviderRefused,
     StreamBroken,
     TierfallError,
+    UnsupportedOperation,
 )
+from tierfall.protocol.operation import Operation
 from tierfall.upstream.completion import as_chunk
 from tierfall.upstream.failure import Source, from_answer, from_event
 from tierfall.upstream.http import ConnectFailed, ConnectionBroken, HttpPool, Url
@@ -31,6 +34,8 @@ CLOUD_CONNECT_TIMEOUT_S: Final = 5.0
 LOCAL_KEEPALIVE_S: Final = 4.0
 """Below the 5 s after which uvicorn, and so vLLM, closes an idle connection."""
 CLOUD_KEEPALIVE_S: Final = 50.0
+MAX_BODY_BYTES: Final = 128 * 1024 * 1024
+"""A whole answer: OpenAI's largest batch, 2048 inputs of 3072 dimensions, as numbers in text."""
 MAX_ERROR_BYTES: Final = 64 * 1024
 ERROR_BODY_TIMEOUT_S: Final = 1.0
 """How long an error's body may lag behind its status, which says most of it."""
@@ -38,8 +43,16 @@ LINGER_S: Final = 1.0
 """How long the end of the body may lag behind ``[DONE]`` before the connection is given up."""
 
 _OK: Final = 200
+_NO_PATH: Final = frozenset({404, 405, 501})
+"""What engines say to an endpoint that they lack; also to a model that they lack, but then they name it."""
+_WRONG_MODEL: Final = re.compile(
+    rb"does not support (the )?(chat|completions?|embeddings?)\b"  # vLLM
+    rb"|not supported in the v1/|not allowed to (generate embeddings|sample) from this model",  # OpenAI
+    re.IGNORECASE,
+)
 _JSON_BEGINS: Final = (b"{", b"[")
 """No line of an event stream begins like this: the answer is a whole JSON body."""
+_NULL: Final = b"null"
 _TOO_LARGE: Final = "the backend's answer has more than {} bytes"
 
 
@@ -94,7 +107,7 @@ class OpenAIUpstream:
         # Compressed events come late and together, so none are asked for.
         every = {"accept-encoding": "identity", "user-agent": "tierfall", **(headers or {})}
         self._pool = HttpPool(every, connect_timeout_s=connect_timeout_s, keepalive_s=keepalive_s)
-        self._chat_url = _url(source, f"{self.base_url}/chat/completions")
+        self._urls = {each: _url(source, f"{self.base_url}{each.path}") for each in Operation}
         self._lingering: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -104,20 +117,22 @@ class OpenAIUpstream:
         await asyncio.gather(*self._lingering, return_exceptions=True)
         await self._pool.close()
 
-    async def stream_chat(
+    async def answer(
         self,
+        operation: Operation,
         body: bytes,
         headers: Mapping[str, str] | None = None,
         on_head: Callable[[int, Mapping[str, str]], None] | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """Posts a chat request and yields the JSON text of each chunk, on one line, up to ``[DONE]``.
+        """Posts a request and yields the JSON text of each chunk, on one line, up to ``[DONE]``.
 
-        A stream that ends in good order without ``[DONE]`` just ends here: whether the answer was complete
-        is for the caller to judge by its ``finish_reason``. Closing the generator closes the connection,
-        which is what makes an engine stop.
+        Embeddings come in one piece, which is all that is yielded of them. A stream that ends in good order
+        without ``[DONE]`` just ends here: whether the answer was complete is for the caller to judge by its
+        ``finish_reason``. Closing the generator closes the connection, which is what makes an engine stop.
 
         Args:
-            body: The JSON body; must ask for a stream.
+            operation: Which endpoint is meant.
+            body: The JSON body; must ask for a stream, except of embeddings.
             headers: Further headers for this request.
             on_head: Called with the answer's status and headers (names in lower case), whatever they are.
 
@@ -125,18 +140,19 @@ class OpenAIUpstream:
             BackendDown: No connection could be made.
             BackendFault: The connection broke before the answer's head, or the backend failed.
             StreamBroken: The connection broke, or garbage came, in the middle of the answer.
+            UnsupportedOperation: The backend has no such endpoint.
             TierfallError: What else the backend's error means; see :mod:`tierfall.upstream.failure`.
         """
-        response = await self._open("POST", self._chat_url, body, headers)
+        response = await self._open("POST", self._urls[operation], body, headers)
         complete = False
         try:
             if on_head is not None:
                 on_head(response.status, response.headers)
             if response.status != _OK:
-                raise await self._failure(response)
+                raise await self._failure(response, operation)
             data = await self._first(response)
-            if data[:1] in _JSON_BEGINS:
-                yield await self._unstreamed(data, response)
+            if operation is Operation.EMBEDDINGS or data[:1] in _JSON_BEGINS:
+                yield await self._unstreamed(data, response, operation)
                 complete = True
                 return
             parser = SSEParser()
@@ -145,7 +161,8 @@ class OpenAIUpstream:
                     if payload == DONE:
                         complete = True
                         return
-                    yield self._checked(payload)
+                    if payload != _NULL:  # llama.cpp sends it between the answers to several prompts
+                        yield self._checked(payload)
                 data = await self._read(response)
             last = parser.finish()
             if last is not None and last != DONE:
@@ -221,8 +238,10 @@ class OpenAIUpstream:
                 f"{self.source.name} broke the connection in the middle of its answer: {error}"
             ) from error
 
-    async def _unstreamed(self, begun: bytes, response: Response) -> bytes:
-        """Reads the rest of a JSON body: an error, or a completion from an engine that ignores ``stream``."""
+    async def _unstreamed(self, begun: bytes, response: Response, operation: Operation) -> bytes:
+        """The whole of a JSON body: embeddings, an error, or the answer of an engine that never streams."""
+        if operation is Operation.EMBEDDINGS:
+            return self._checked(begun + await self._whole(response, MAX_BODY_BYTES))
         parts = [begun, await self._whole(response, MAX_EVENT_BYTES)]
         try:
             decoded = msgspec.json.decode(b"".join(parts))
@@ -252,12 +271,16 @@ class OpenAIUpstream:
             raise from_event(self.source, msgspec.json.decode(payload))
         return payload.replace(b"\n", b" ") if b"\n" in payload else payload
 
-    async def _failure(self, response: Response) -> TierfallError:
+    async def _failure(self, response: Response, operation: Operation) -> TierfallError:
         try:
             async with asyncio.timeout(ERROR_BODY_TIMEOUT_S):
                 body = await self._whole(response, MAX_ERROR_BYTES)
         except (TimeoutError, BackendFault):
             body = b""  # the status says enough
+        if _WRONG_MODEL.search(body):
+            return UnsupportedOperation(f"{self.source.name}: this model is not one for /v1{operation.path}")
+        if response.status in _NO_PATH and operation is not Operation.CHAT and b"model" not in body.lower():
+            return UnsupportedOperation(f"{self.source.name} at {self.base_url} has no {operation.path}")
         return from_answer(self.source, response.status, response.headers, body)
 
     async def _whole(self, response: Response, max_bytes: int) -> bytes:

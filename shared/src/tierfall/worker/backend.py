@@ -1,16 +1,19 @@
 """The port between the worker runtime and one kind of backend.
 
-A new kind of backend is one class with four methods and a ``main`` that calls
+A new kind of backend is one class with the methods of :class:`Backend` and a ``main`` that calls
 :func:`tierfall.worker.run_worker`; everything else (queue group, slots, cancel, leases, assembling,
-frames, drain) is the runtime's.
+frames, drain) is the runtime's. Text completions and embeddings are a method each, :class:`Completing` and
+:class:`Embedding`; a backend without one leaves its requests to the next tier.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
+
+from tierfall.protocol.operation import Operation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,7 +46,7 @@ PROGRESS_EVERY_S = 1.0
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """One chat request, as a backend sees it."""
+    """One request, as a backend sees it."""
 
     request_id: str
     model: str
@@ -56,6 +59,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     Nothing is taken out: ``model``, ``stream`` and ``stream_options`` are still the client's, and the backend
     always streams towards its engine, whatever ``stream`` says.
     """
+    operation: Operation = Operation.CHAT
     traceparent: str = ""
 
     @property
@@ -107,7 +111,7 @@ class Backend(Protocol):
         """
 
     def prefill(self, ask: Ask, text: str) -> Prefill:
-        """Rewrites ``ask.body`` so that the answer goes on from ``text``, where the backend can do that.
+        """Rewrites a chat's ``ask.body`` so that the answer goes on from ``text``, where that can be done.
 
         Only where it surely goes on in the same message: a prompt that the user did not write is worse than
         an error. ``UNSUPPORTED`` leaves the body alone; the runtime then asks anew and skips ``text``.
@@ -115,3 +119,28 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Frees what :meth:`start` opened."""
+
+
+@runtime_checkable
+class Completing(Protocol):
+    """A backend that completes text, beside :class:`Backend`'s methods."""
+
+    def complete(self, ask: Ask) -> AsyncIterator[bytes | Progress]:
+        """Runs one text completion, streaming: as :meth:`Backend.chat`, with ``text_completion`` chunks.
+
+        The prompt is completed as it is, without a chat template: a stream that breaks is gone on with by
+        the prompt and what there is of the answer. Choices are numbered as OpenAI numbers them: ``n`` for the
+        first prompt, then ``n`` for the second.
+        """
+
+
+@runtime_checkable
+class Embedding(Protocol):
+    """A backend that makes embeddings, beside :class:`Backend`'s methods."""
+
+    def embed(self, ask: Ask) -> AsyncIterator[bytes | Progress]:
+        """Runs one embeddings request; cancellation and errors as with :meth:`Backend.chat`.
+
+        Yields the JSON text of OpenAI's list of embeddings, once. The runtime stamps ``model`` and turns the
+        vectors into the form that ``encoding_format`` asks for, so either form will do.
+        """

@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import logging
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tierfall.chat import ChunkStream
 from tierfall.errors import (
     BackendError,
     BackendFault,
@@ -22,7 +21,8 @@ from tierfall.errors import (
 )
 from tierfall.protocol.envelope import Count, Ending
 from tierfall.worker.backend import Ask, Prefill, Progress
-from tierfall.worker.sink import EventSink, ResumedSink, WholeSink
+from tierfall.worker.operations import answer_for, chunk_stream, prefilled, run
+from tierfall.worker.sink import ResumedSink
 from tierfall.worker.tracing import CANCELLED, NO_TRACE, OK
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from tierfall.protocol.envelope import Envelope, Resume
     from tierfall.worker.backend import Backend
+    from tierfall.worker.operations import Answer
     from tierfall.worker.reply import Reply
     from tierfall.worker.sink import Sink
     from tierfall.worker.tracing import JobTrace
@@ -111,7 +112,7 @@ class Job:
                 fields["trace_id"] = self._trace.trace_id
             if why:
                 fields["why"] = why
-            _log.debug("chat", extra={"fields": fields})
+            _log.debug(envelope.operation.value, extra={"fields": fields})
 
     def cancel(self, why: str = "") -> None:
         """Stops the backend's work: nobody waits for it any longer; ``why`` is the ingress's word."""
@@ -166,6 +167,7 @@ class Job:
             model=envelope.model,
             backend_model=envelope.backend_model,
             body=members,
+            operation=envelope.operation,
             traceparent=envelope.traceparent,
         )
 
@@ -173,19 +175,17 @@ class Job:
         resume = self._envelope.resume
         if resume is None:
             ask = self._ask()
-            chunks = self._chunks(ask)
-            kind = EventSink if self._envelope.streaming else WholeSink
-            await self._play(ask, chunks, kind(self.reply, chunks, self._envelope))
+            await self._play(ask, *answer_for(self._envelope, ask, self.reply))
         elif resume.reasoning or not await self._continue(resume):
             await self._repeat(resume)
 
     async def _continue(self, resume: Resume) -> bool:
         """Lets the backend go on from what the client has; False if it cannot, and nothing was sent."""
         ask = self._ask()
-        prefill = self._backend.prefill(ask, resume.content)
+        prefill = prefilled(self._backend, ask, resume.content)
         if prefill is Prefill.UNSUPPORTED or not _shorten(ask, resume.outputs):
             return False
-        chunks = self._chunks(ask)
+        chunks = chunk_stream(self._envelope)
         repeats = prefill is Prefill.ECHOED
         sink = ResumedSink(self.reply, chunks, self._envelope, resume, repeats=repeats, prefilled=True)
         try:
@@ -199,50 +199,39 @@ class Job:
     async def _repeat(self, resume: Resume) -> None:
         """Lets the backend answer anew and skips what the client has, as long as it is the same."""
         ask = self._ask()
-        chunks = self._chunks(ask)
+        chunks = chunk_stream(self._envelope)
         sink = ResumedSink(self.reply, chunks, self._envelope, resume, repeats=True, prefilled=False)
         await self._play(ask, chunks, sink)
 
-    def _chunks(self, ask: Ask) -> ChunkStream:
-        envelope = self._envelope
-        return ChunkStream(
-            envelope.answer_id,
-            envelope.created,
-            envelope.model,
-            _choices_asked(ask),
-            begun=envelope.resume is not None,
-        )
-
-    async def _play(self, ask: Ask, chunks: ChunkStream, sink: Sink) -> None:
+    async def _play(self, ask: Ask, answer: Answer, sink: Sink) -> None:
         asked_at = self._loop.time()
         try:
-            await self._pass_on(self._trace.ask(ask), chunks, sink, asked_at)
+            await self._pass_on(self._trace.ask(ask), answer, sink, asked_at)
         except BaseException as error:
             self._trace.answered(error)
             raise
         self._trace.answered(None)
         sink.close()
-        self.ending = _ending(chunks)
+        self.ending = _ending(answer)
         self.reply.end(self.ending)
 
-    async def _pass_on(self, ask: Ask, chunks: ChunkStream, sink: Sink, asked_at: float) -> None:
-        # A backend's chat is an async generator function; closing it is what closes its connection.
-        items = cast("AsyncGenerator[bytes | Progress, None]", self._backend.chat(ask))
+    async def _pass_on(self, ask: Ask, answer: Answer, sink: Sink, asked_at: float) -> None:
+        items = run(self._backend, ask, answer)
         async with aclosing(items):
             async for item in items:
                 if isinstance(item, Progress):
                     self.reply.progress(item.doing)
                     continue
-                self._take(item, chunks, sink, asked_at)
+                self._take(item, answer, sink, asked_at)
                 await self.reply.room()
-                if chunks.complete:
+                if answer.complete:
                     break
             else:
-                raise _incomplete(chunks)
-            await self._finish(items, chunks, sink)
+                raise _incomplete(answer)
+            await self._finish(items, answer, sink)
 
     async def _finish(
-        self, items: AsyncGenerator[bytes | Progress, None], chunks: ChunkStream, sink: Sink
+        self, items: AsyncGenerator[bytes | Progress, None], answer: Answer, sink: Sink
     ) -> None:
         """Takes what follows a complete answer: its usage, above all. How that ends no longer matters."""
         tail_s = min(TAIL_S, 2 * self._envelope.signs_every_s)  # within the ingress's idle clock
@@ -250,13 +239,13 @@ class Job:
             async with asyncio.timeout(tail_s):
                 async for item in items:
                     if not isinstance(item, Progress):
-                        self._take(item, chunks, sink, self._loop.time())
-        if not chunks.complete:
-            raise _incomplete(chunks)
+                        self._take(item, answer, sink, self._loop.time())
+        if not answer.complete:
+            raise _incomplete(answer)
 
-    def _take(self, item: bytes, chunks: ChunkStream, sink: Sink, asked_at: float) -> None:
-        chunk = chunks.feed(item)
-        if self.first_output_s is None and chunks.started:
+    def _take(self, item: bytes, answer: Answer, sink: Sink, asked_at: float) -> None:
+        chunk = answer.feed(item)
+        if self.first_output_s is None and answer.started:
             self.first_output_s = self._loop.time() - asked_at
             self._trace.first_output(item, self.first_output_s)
         if chunk:
@@ -277,27 +266,21 @@ def _shorten(ask: Ask, tokens: int) -> bool:
     return True
 
 
-def _choices_asked(ask: Ask) -> int:
-    """``n``, whose type and range the ingress has checked."""
-    asked = ask.body.get("n")
-    return 1 if asked is None else msgspec.json.decode(asked, type=int | None) or 1
-
-
-def _incomplete(chunks: ChunkStream) -> TierfallError:
-    if chunks.missing and chunks.finish_reasons:
+def _incomplete(answer: Answer) -> TierfallError:
+    if answer.missing and answer.finish_reasons:
         return UnsupportedByTier("the backend answers with fewer choices than 'n' asks for", param="n")
     return StreamBroken("the backend's answer ended before its finish_reason")
 
 
-def _ending(chunks: ChunkStream) -> Ending:
+def _ending(answer: Answer) -> Ending:
     usage = _Usage()
-    if chunks.usage is not None:
+    if answer.usage is not None:
         try:
-            usage = msgspec.json.decode(chunks.usage, type=_Usage)
+            usage = msgspec.json.decode(answer.usage, type=_Usage)
         except msgspec.DecodeError:
             _log.warning("the backend's usage object is not one: its tokens are not counted")
     return Ending(
         prompt_tokens=usage.prompt_tokens or 0,
         completion_tokens=usage.completion_tokens or 0,
-        finish_reasons=chunks.finish_reasons,
+        finish_reasons=answer.finish_reasons,
     )

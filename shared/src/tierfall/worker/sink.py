@@ -74,7 +74,7 @@ class WholeSink:
         self._reply = reply
         self._chunks = chunks
         self._signs = Signs(reply, envelope.signs_every_s)
-        self._assembly = Assembly()
+        self._assembly = Assembly(chunks.whole_name)
 
     def feed(self, chunk: bytes) -> None:
         """Adds it."""
@@ -85,6 +85,20 @@ class WholeSink:
     def close(self) -> None:
         """Sends the whole answer."""
         self._reply.write(self._assembly.completion(self._chunks.usage))
+
+
+class BodySink:
+    """An answer that the backend makes in one piece."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+
+    def feed(self, chunk: bytes) -> None:
+        """Sends it."""
+        self._reply.write(chunk)
+
+    def close(self) -> None:
+        """There is no more."""
 
 
 class ResumedSink:

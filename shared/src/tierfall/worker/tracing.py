@@ -14,6 +14,7 @@ import msgspec
 
 from tierfall.config import CloudTier
 from tierfall.errors import TierfallError
+from tierfall.protocol.operation import Operation
 from tierfall.telemetry import NO_SPAN, Kind
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ _PROVIDERS: Final = {
     "azure": "azure.ai.openai",
 }
 """Where the conventions' well-known value differs from the name in the config."""
+_OPERATIONS: Final = {
+    Operation.CHAT: "chat",
+    Operation.COMPLETIONS: "text_completion",
+    Operation.EMBEDDINGS: "embeddings",
+}
+"""``gen_ai.operation.name``, and the first word of the span's name."""
 _NUMBERS: Final[dict[str, tuple[str, type[int | float]]]] = {
     "max_tokens": ("gen_ai.request.max_tokens", int),
     "max_completion_tokens": ("gen_ai.request.max_tokens", int),
@@ -43,6 +50,7 @@ _NUMBERS: Final[dict[str, tuple[str, type[int | float]]]] = {
     "frequency_penalty": ("gen_ai.request.frequency_penalty", float),
     "presence_penalty": ("gen_ai.request.presence_penalty", float),
     "seed": ("gen_ai.request.seed", int),
+    "dimensions": ("gen_ai.embeddings.dimension.count", int),
 }
 """A backend may refuse two types under one name, so ``"temperature": 1`` is told as 1.0."""
 EFFORTS: Final = frozenset({"none", "minimal", "low", "medium", "high", "xhigh"})
@@ -69,7 +77,7 @@ class TierTrace:
 
     def __init__(self, tracer: Tracer, name: str, tier: Tier, worker: str, base_url: str) -> None:
         self._tracer = tracer
-        self._genai = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": provider_name(tier)}
+        self._provider = {"gen_ai.provider.name": provider_name(tier)}
         self._tierfall = {"tierfall.tier": name, "tierfall.worker": worker}
         self._server = server_of(base_url)
 
@@ -77,17 +85,20 @@ class TierTrace:
         """The span of a request that this worker has accepted, below the ingress's attempt."""
         if not self._tracer.enabled:
             return NO_TRACE
+        operation = _OPERATIONS[envelope.operation]
         attributes: dict[str, Any] = {
-            **self._genai,
+            **self._provider,
             **self._tierfall,
+            "gen_ai.operation.name": operation,
             "gen_ai.request.model": envelope.backend_model,
-            "gen_ai.request.stream": True,  # towards the backend, always
             "tierfall.model": envelope.model,
             "tierfall.attempt": envelope.attempt,
             "tierfall.request_id": envelope.request_id,
         }
+        if envelope.operation is not Operation.EMBEDDINGS:
+            attributes["gen_ai.request.stream"] = True  # towards the backend, always
         span = self._tracer.start(
-            f"chat {envelope.backend_model}", Kind.SERVER, attributes, traceparent=envelope.traceparent
+            f"{operation} {envelope.backend_model}", Kind.SERVER, attributes, traceparent=envelope.traceparent
         )
         return JobTrace(span, self._server)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tierfall.cli.importer.providers import Target
     from tierfall.cli.importer.source import Entry
 
-CHAT_MODES: Final = frozenset({"", "chat", "completion", "responses"})
+SERVED_MODES: Final = frozenset({"", "chat", "completion", "responses", "embedding"})
 OLLAMA_PATHS: Final = ("/v1", "/api")
 AZURE_PATH: Final = "/openai/v1"
 OPENAI_ADDRESSES: Final = ("", "https://api.openai.com/v1", "https://api.openai.com")
@@ -124,7 +124,7 @@ class Reader:
         was = str(params["model"]).strip()
         provider, model = providers.split(was, str(params.get("custom_llm_provider") or ""))
         target = providers.TARGETS.get(provider)
-        if not self._is_chat(entry, provider, was):
+        if not self._is_served(entry, was):
             return None
         if target is None:
             advice = providers.ADVICE.get(provider, providers.ADVICE_ELSE)
@@ -135,7 +135,9 @@ class Reader:
             self._findings.lost(f"model {was}", "names no model of the provider", entry.name)
             return None
         if provider in providers.COMPLETIONS_ONLY:
-            self._findings.changed(f"{provider}/", "asked through /chat/completions", entry.name)
+            self._findings.changed(
+                f"{provider}/", "chats go to its /chat/completions; /v1/completions is there too", entry.name
+            )
         backend = self._backend(entry, target)
         counted = backend.worker == "cloud"
         self._tell_params(entry, target, counted=counted)
@@ -153,16 +155,14 @@ class Reader:
             tpm=values.whole(params.get("tpm")) if counted else None,
         )
 
-    def _is_chat(self, entry: Entry, provider: str, was: str) -> bool:
+    def _is_served(self, entry: Entry, was: str) -> bool:
         mode = str(entry.info.get("mode") or "")
-        if mode not in CHAT_MODES:
-            self._findings.lost(f"mode {mode}", "Tierfall serves chat completions alone", entry.name)
+        if mode not in SERVED_MODES:
+            self._findings.lost(f"mode {mode}", "Tierfall serves chat, completions, embeddings", entry.name)
             return False
-        if not mode and providers.NOT_CHAT.search(was):
-            self._findings.lost(f"model {was}", "is no chat model; Tierfall serves chat alone", entry.name)
-            return False
-        if provider in providers.COMPLETIONS_ONLY and not entry.params.get("api_base"):
-            self._findings.lost(f"{provider}/", "Tierfall has no /v1/completions", entry.name)
+        if not mode and providers.NOT_SERVED.search(was):
+            why = "is for neither chat nor completions nor embeddings"
+            self._findings.lost(f"model {was}", why, entry.name)
             return False
         return True
 

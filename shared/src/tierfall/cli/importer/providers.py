@@ -71,18 +71,17 @@ TARGETS: Final = {
 }
 
 COMPLETIONS_ONLY: Final = frozenset({"text-completion-openai"})
-"""Prefixes of OpenAI's older ``/completions``, which Tierfall does not have."""
+"""Prefixes of OpenAI's older ``/completions``, which LiteLLM lets clients ask as chats too."""
 
-_OPENAI_NAMES: Final = re.compile(r"(ft:)?(gpt-|chatgpt-|o\d)")
+_OPENAI_NAMES: Final = re.compile(r"(ft:)?(gpt-|chatgpt-|o\d|text-embedding-|(babbage|davinci)-\d)")
 _ANTHROPIC_NAMES: Final = re.compile(r"claude-")
 _VERTEX_NAMES: Final = re.compile(r"gemini-")
 
-NOT_CHAT: Final = re.compile(
-    r"(^|[/._-])(embed|embedding|embeddings|rerank|whisper|tts|dall-e|moderation|transcribe"
-    r"|text-(embedding|davinci|curie|babbage|ada)|gpt-image|imagen|stable-diffusion)([/._-]|\d|$)"
-    r"|-instruct-completion$|gpt-3\.5-turbo-instruct"
+NOT_SERVED: Final = re.compile(
+    r"(^|[/._-])(rerank|whisper|tts|dall-e|moderation|transcribe|gpt-image|imagen|stable-diffusion)"
+    r"([/._-]|\d|$)"
 )
-"""Model names that are no chat models, for entries that do not say ``mode``."""
+"""Names of models for what Tierfall does not serve, for entries that do not say ``mode``."""
 
 ADVICE: Final = {
     "anthropic": "no worker speaks Anthropic's API. For trials Anthropic has an address with OpenAI's: a tier"
