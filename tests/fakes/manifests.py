@@ -71,14 +71,14 @@ def kustomize() -> list[str] | None:
     return None
 
 
-def build(command: list[str], overlay: str) -> list[Manifest]:
-    """What an overlay comes to.
+def build(command: list[str], folder: Path) -> list[Manifest]:
+    """What a kustomization comes to.
 
     Raises:
         AssertionError: The build fails or warns; the message is its own.
     """
     built = subprocess.run(  # noqa: S603 - kustomize, with a folder of ours
-        [*command, str(K8S / overlay)], capture_output=True, text=True, check=False, timeout=BUILD_TIMEOUT_S
+        [*command, str(folder)], capture_output=True, text=True, check=False, timeout=BUILD_TIMEOUT_S
     )
     assert (built.returncode, built.stderr) == (0, "")
     return list(yaml.safe_load_all(built.stdout))

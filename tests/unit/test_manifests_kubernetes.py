@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,12 +90,44 @@ def test_overlays_build(overlay: str) -> None:
     command = kustomize()
     if command is None:
         pytest.skip("neither kustomize nor kubectl is installed")
-    built = build(command, overlay)
+    built = build(command, K8S / overlay)
     for manifest in built:
         check_schema(manifest)
         assert manifest["metadata"].get("namespace", "tierfall") == "tierfall"
     models = [item for item in built if item["metadata"]["name"] == "tierfall-models"]
     assert len(models) == 1, "a stable name, so that a change reaches running pods"
+
+
+def test_all_components_fit_together(tmp_path: Path) -> None:
+    """With every component an overlay builds; TLS and traces reach our services, not the engines."""
+    command = kustomize()
+    if command is None:
+        pytest.skip("neither kustomize nor kubectl is installed")
+    there = os.path.relpath(K8S, tmp_path.resolve())
+    components = sorted(path.name for path in (K8S / "components").iterdir())
+    mine = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "tierfall",
+        "resources": [f"{there}/base"],
+        "components": [f"{there}/components/{name}" for name in components],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(mine))
+    built = build(command, tmp_path)
+    for manifest in built:
+        check_schema(manifest)
+    told = {
+        f"{item['metadata']['name']} {container['name']}": {
+            entry["name"] for entry in container.get("env", ())
+        }
+        for item in built
+        if item["kind"] == "Deployment"
+        for container in containers(item)
+    }
+    ours = {name: names for name, names in told.items() if not name.endswith(" engine")}
+    assert sorted(ours) == ["ingress ingress", "ollama worker", "vllm worker", "worker-cloud worker"]
+    assert all({"OTEL_EXPORTER_OTLP_ENDPOINT", "SSL_CERT_FILE"} <= names for names in ours.values())
+    assert not any("OTEL_EXPORTER_OTLP_ENDPOINT" in told[name] for name in set(told) - set(ours))
 
 
 def test_no_file_is_left_out() -> None:
