@@ -201,7 +201,10 @@ class Bucket:
     async def _write(self, key: str, value: bytes, headers: dict[str, str], expected: int | None) -> int:
         if expected is not None:
             headers[EXPECTED] = str(expected)
-        nobody = f"the bucket {self.name} is not there: it was removed, or NATS has no JetStream"
+        nobody = (
+            f"the bucket {self.name} is not there: NATS has no JetStream, it was removed, or its servers are "
+            "choosing a leader"
+        )
         try:
             acknowledged = await ask(self._bus, names.entry(self.name, key), value, headers, nobody=nobody)
         except Refused as error:
