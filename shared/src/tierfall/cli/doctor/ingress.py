@@ -72,7 +72,7 @@ class Ingress:
 
     async def _keys(self) -> list[Finding]:
         found = []
-        if self._config.server.api_keys:
+        if self._config.server.api_keys or self._config.server.stored_keys:
             bare = await self._get("/v1/models")
             if bare.status != _UNAUTHORIZED:
                 text = f"answers {bare.status} without a key, though the config names keys"

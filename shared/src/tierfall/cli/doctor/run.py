@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tierfall.cli.doctor import config as config_check
-from tierfall.cli.doctor import models, nats, quotas, report, tiers
+from tierfall.cli.doctor import models, nats, quotas, report, store, tiers
 from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.cli.doctor.ingress import Ingress
 from tierfall.cli.doctor.presence import listen
@@ -101,6 +101,7 @@ async def _examine_tiers(config: Config, bus: Bus | None, request: Request) -> l
     beats: dict[str, list[Beat]] = {}
     if bus is not None:
         findings.append(await nats.clock(bus))
+        findings += await store.examine(config, request.config, bus)
         refused = bus.counters.permission_violations
         beats = await listen(bus)
         if bus.counters.permission_violations > refused and not beats:
