@@ -88,6 +88,17 @@ def test_every_alert_is_played() -> None:
     assert {case["alertname"] for case in cases if not case["exp_alerts"]} == alerts
 
 
+def test_every_alert_is_explained() -> None:
+    """docs/observability.md says of each alert what it means and what to do, and of no other."""
+    alerts = [
+        rule["alert"] for group in read("deploy/prometheus/alerts.yaml")["groups"] for rule in group["rules"]
+    ]
+    explained = re.findall(
+        r"^\| `(Tierfall\w+)` \|", (ROOT / "docs/observability.md").read_text(), re.MULTILINE
+    )
+    assert sorted(explained) == sorted(alerts)
+
+
 def test_kubernetes_has_the_same_rules() -> None:
     """The PrometheusRule holds the groups of alerts.yaml."""
     (rule,) = named("PrometheusRule").values()
