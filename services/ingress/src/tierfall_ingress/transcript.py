@@ -11,73 +11,128 @@ from tierfall.protocol.envelope import Resume
 if TYPE_CHECKING:
     from tierfall_ingress.ask import Ask
 
-KEPT_BYTES: Final = 4 * 1024 * 1024
-"""An answer that is longer than this, as events, is not resumed."""
+UNREAD_BYTES: Final = 16 * 1024
+"""Events that are kept as they were sent. Reading each at once would cost every stream for the few that
+break; reading none before the end would take forty times the memory of their text."""
 TEXT_LIMIT: Final = 128 * 1024
 """Characters of text that travel with a resumed request; they share a message with its body."""
 _EVENT: Final = b"data: "
-_event: Final = msgspec.json.Decoder(dict[str, Any])
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""JSON may pass through unread that no parser can hold: a number above all floats, deep nesting."""
 _body: Final = msgspec.json.Decoder(dict[str, Any])
 
-_UNREADABLE: Final = (msgspec.DecodeError, RecursionError)
-"""JSON may pass through unread that no parser can hold: a number above all floats, deep nesting."""
-_ONCE: Final = ("tool_calls", "function_call", "audio", "refusal")
-"""Parts of an answer that cannot be continued in the middle."""
+
+class _Delta(msgspec.Struct):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+    refusal: Any = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is text, the one part of an answer that can be continued in the middle."""
+        return not (self.tool_calls or self.function_call or self.audio or self.refusal)
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    text: Any = None
+    logprobs: Any = None
+    finish_reason: Any = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+
+
+_NO_DELTA: Final = _Delta()
+_chunk: Final = msgspec.json.Decoder(_Chunk)
 
 
 class Transcript:
-    """The events sent to one client, kept as bytes and read only when a stream breaks."""
+    """The events sent to one client: the last ones kept as bytes, the text of those before."""
 
     def __init__(self) -> None:
-        self._sent: list[bytes] = []
-        self._size = 0
+        self._unread = bytearray()
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._characters = 0
+        self._events = 0
+        self._outputs = 0
+        self._finished: set[int] = set()
+        self._readable = True
+        self._continuable = True
 
     def add(self, events: bytes) -> None:
         """Whole events, as they were sent."""
-        self._size += len(events)
-        if self._size <= KEPT_BYTES:
-            self._sent.append(events)
+        self._unread += events
+        if len(self._unread) > UNREAD_BYTES:
+            self._read()
 
     @property
     def events(self) -> int:
-        """How many events were sent, of those that are kept."""
-        return sum(part.count(_EVENT) for part in self._sent)
+        """How many events were sent."""
+        self._read()
+        return self._events
 
     def finished(self, choices: int) -> bool:
         """Whether the client has the ``finish_reason`` of all its choices: nothing is missing but usage."""
-        try:
-            found = self._choices()
-        except _UNREADABLE:
-            return False
-        return len({each.get("index", 0) for each in found if each.get("finish_reason")}) >= choices
+        self._read()
+        return self._readable and len(self._finished) >= choices
 
     def resume(self) -> Resume | None:
         """The point to go on from; None when this answer cannot be continued by another."""
-        if self._size > KEPT_BYTES:
+        self._read()
+        if not self._continuable:
             return None
-        content, reasoning, outputs = [], [], 0
-        try:
-            choices = self._choices()
-        except _UNREADABLE:
-            return None
-        for choice in choices:
-            delta = choice.get("delta") or {}
-            if choice.get("index", 0) or choice.get("logprobs") or any(delta.get(name) for name in _ONCE):
-                return None
-            text = delta.get("content") or choice.get("text") or ""
-            thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
-            if not isinstance(text, str) or not isinstance(thought, str):
-                return None
-            content.append(text)
-            reasoning.append(thought)
-            outputs += bool(text or thought)
-        told = Resume(content="".join(content), reasoning="".join(reasoning), outputs=outputs)
-        return told if len(told.content) + len(told.reasoning) <= TEXT_LIMIT else None
+        return Resume(
+            content="".join(self._content), reasoning="".join(self._reasoning), outputs=self._outputs
+        )
 
-    def _choices(self) -> list[dict[str, Any]]:
-        events = b"".join(self._sent).split(b"\n\n")
-        chunks = [_event.decode(event[len(_EVENT) :]) for event in events if event.startswith(_EVENT)]
-        return [choice for chunk in chunks for choice in chunk.get("choices") or ()]
+    def _read(self) -> None:
+        events, self._unread = bytes(self._unread).split(b"\n\n"), bytearray()
+        for event in events:
+            if event.startswith(_EVENT):
+                self._events += 1
+                self._read_event(event)
+        self._content, self._reasoning = ["".join(self._content)], ["".join(self._reasoning)]
+
+    def _read_event(self, event: bytes) -> None:
+        try:
+            chunk = _chunk.decode(memoryview(event)[len(_EVENT) :])
+        except _UNREADABLE:
+            self._readable = False
+            self._give_up()
+            return
+        for choice in chunk.choices or ():
+            if choice.finish_reason:
+                self._finished.add(choice.index)
+            if self._continuable:
+                self._take(choice, choice.delta or _NO_DELTA)
+
+    def _take(self, choice: _Choice, delta: _Delta) -> None:
+        text = delta.content or choice.text or ""
+        thought = delta.reasoning_content or delta.reasoning or ""
+        plain = delta.is_plain and isinstance(text, str) and isinstance(thought, str)
+        if choice.index or choice.logprobs or not plain:
+            self._give_up()
+            return
+        self._content.append(text)
+        self._reasoning.append(thought)
+        self._outputs += bool(text or thought)
+        self._characters += len(text) + len(thought)
+        if self._characters > TEXT_LIMIT:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """This answer cannot be continued: its text is of no use any more."""
+        self._continuable = False
+        self._content.clear()
+        self._reasoning.clear()
 
 
 def may_resume(ask: Ask) -> bool:
