@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from fakes.behaviour import TEXT, error_body
+from fakes.behaviour import TEXT, Answer, error_body
 from fakes.faults import CutAfter, Events, HalfBody, ResetBeforeHeaders, Silence, Status
 from fakes.ollama import FakeOllama, written, wrote
 from fakes.polling import until
@@ -121,6 +121,20 @@ async def test_a_completion_without_usage_is_counted(tiers: Tiers) -> None:
     tiers.engine.plan(TextAnswer("one two", usage=False))
     usage = (await tiers.complete("engine", prompt="a b c"))["usage"]
     assert usage == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "estimated": True}
+
+
+async def test_a_chat_without_usage_is_counted(tiers: Tiers) -> None:
+    """Reasoning counts too."""
+    tiers.engine.tokenizer = "vllm"
+    tiers.engine.plan(Answer("one two", reasoning="hm so", usage=False))
+    messages = [{"role": "user", "content": "a b c"}]
+    answer = (await tiers.stack.chat(model="engine", messages=messages)).json()
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 4,
+        "total_tokens": 7,
+        "estimated": True,
+    }
 
 
 async def test_an_engine_that_does_not_stream(tiers: Tiers) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from fakes.behaviour import TEXT, Answer, error_body
+from fakes.behaviour import error_body
 from fakes.faults import ErrorFrame, Silence, StallAfter, Status
 from fakes.provider import FakeProvider
 from tierfall.config import Config, Deadlines, Model, OllamaTier, Secret, VllmTier
@@ -112,27 +112,12 @@ async def test_clients_stream_options_are_kept(provider: FakeProvider, backend: 
 
 
 @pytest.mark.parametrize(("tokenizer", "prompt"), [("vllm", 3), ("llama", 3), ("", 2)])
-async def test_usage_is_estimated_when_the_engine_sends_none(
+async def test_a_prompt_is_counted_as_the_engine_counts(
     provider: FakeProvider, backend: VllmBackend, tokenizer: str, prompt: int
 ) -> None:
-    """Deltas are counted, the prompt is tokenized if the engine can, else its length counts; it says so."""
+    """For engines that send no usage: by their tokenizer if they have one, else by the prompt's length."""
     provider.tokenizer = tokenizer
-    provider.plan(Answer(reasoning="hm so", usage=False))
-    chunks = await chat(backend)
-    assert text(chunks) == TEXT
-    assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"] == {
-        "prompt_tokens": prompt,
-        "completion_tokens": 12,
-        "total_tokens": 12 + prompt,
-        "estimated": True,
-    }
-
-
-async def test_no_usage_is_invented_for_half_an_answer(provider: FakeProvider, backend: VllmBackend) -> None:
-    """Without a finish reason the answer is not whole, and nothing is added to it."""
-    provider.plan(Answer(usage=False, finish_sent=False))
-    assert all("usage" not in chunk for chunk in await chat(backend))
+    assert await backend.count_prompt(ask()) == prompt
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tierfall.errors import BackendError
 from tierfall.protocol.operation import Operation
 from tierfall.upstream import OpenAIUpstream, Source, continued, encode, prepare, set_model
 from tierfall.worker import Prefill
 from tierfall_worker_vllm.engine import Engine, Flavour
 from tierfall_worker_vllm.llama import LlamaMender, refuse_ignored
-from tierfall_worker_vllm.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -49,30 +47,17 @@ class VllmBackend:
         """The engine's health, and now and then its models."""
         return await self._engine.probe()
 
-    async def chat(self, ask: Ask) -> AsyncGenerator[bytes, None]:
-        """Streams one answer; adds usage when the engine sends none of its own.
+    def chat(self, ask: Ask) -> AsyncGenerator[bytes, None]:
+        """Streams one answer.
 
         Raises:
             UnsupportedByTier: The engine would ignore a field.
             TierfallError: What :meth:`tierfall.upstream.OpenAIUpstream.answer` raises.
         """
-        field = "messages" if ask.operation is Operation.CHAT else "prompt"
-        asked, mender = ask.body.get(field), self._mender(ask)
+        mender = self._mender(ask)
         prepare(ask.body, ask.backend_model)
-        tally, failure = Tally(), None
-        answer = self._upstream.answer(ask.operation, encode(ask.body), ask.trace_headers)
-        try:
-            async with aclosing(answer) as payloads:
-                async for payload in payloads:
-                    tally.note(payload)
-                    yield payload if mender is None else mender.mend(payload)
-        except BackendError as error:
-            failure = error  # an answer that has its finish_reason is whole, and was paid for
-        if tally.lacks_usage and asked is not None:
-            prompt_tokens = await self._engine.count_tokens(ask.backend_model, field, asked)
-            yield tally.usage_chunk(ask.backend_model, prompt_tokens)
-        if failure is not None:
-            raise failure
+        payloads = self._upstream.answer(ask.operation, encode(ask.body), ask.trace_headers)
+        return payloads if mender is None else _mended(payloads, mender)
 
     complete = chat
     """The engine's ``/v1/completions`` differs in nothing else."""
@@ -108,6 +93,17 @@ class VllmBackend:
             ask.body["add_generation_prompt"] = msgspec.Raw(b"false")
         return Prefill.SILENT
 
+    async def count_prompt(self, ask: Ask) -> int:
+        """As the engine counts, where it can."""
+        field = "messages" if ask.operation is Operation.CHAT else "prompt"
+        return await self._engine.count_tokens(ask.backend_model, field, ask.body[field])
+
     async def close(self) -> None:
         """Closes the engine's connections."""
         await self._upstream.close()
+
+
+async def _mended(payloads: AsyncGenerator[bytes, None], mender: LlamaMender) -> AsyncGenerator[bytes, None]:
+    async with aclosing(payloads):
+        async for payload in payloads:
+            yield mender.mend(payload)

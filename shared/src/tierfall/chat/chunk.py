@@ -212,6 +212,19 @@ class ChunkStream:
             self._frame = _Frame(*_around(inner, payload), *_around(inner, chunk))
         return chunk
 
+    def estimate_usage(self, prompt_tokens: int) -> None:
+        """Makes the usage that the backend did not send, and says so in it: ``"estimated": true``.
+
+        Engines send one chunk a token, seldom two tokens in one, so the answer is counted from below.
+        """
+        usage = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": self.outputs,
+            "total_tokens": prompt_tokens + self.outputs,
+            "estimated": True,
+        }
+        self.usage = msgspec.Raw(_encoder.encode(usage))
+
     def usage_chunk(self) -> bytes:
         """The extra chunk of ``stream_options.include_usage``, as JSON text."""
         return _encoder.encode({**self._stamp, "choices": (), "usage": self.usage})

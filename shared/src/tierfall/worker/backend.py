@@ -144,3 +144,15 @@ class Embedding(Protocol):
         Yields the JSON text of OpenAI's list of embeddings, once. The runtime stamps ``model`` and turns the
         vectors into the form that ``encoding_format`` asks for, so either form will do.
         """
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A backend whose engine may not say what an answer cost, beside :class:`Backend`'s methods."""
+
+    async def count_prompt(self, ask: Ask) -> int:
+        """The tokens of the request's prompt; asked when an answer came to its end without a usage object.
+
+        Takes at most a second or two: what has no answer by then goes without usage. Those of the answer are
+        what the runtime has counted: one for each chunk with output.
+        """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from tierfall.chat import ChunkStream
 from tierfall.errors import (
     BackendError,
     BackendFault,
@@ -20,7 +21,7 @@ from tierfall.errors import (
     UnsupportedByTier,
 )
 from tierfall.protocol.envelope import Count, Ending
-from tierfall.worker.backend import Ask, Prefill, Progress
+from tierfall.worker.backend import Ask, Counting, Prefill, Progress
 from tierfall.worker.operations import answer_for, chunk_stream, prefilled, run
 from tierfall.worker.sink import ResumedSink
 from tierfall.worker.tracing import CANCELLED, NO_TRACE, OK
@@ -228,20 +229,27 @@ class Job:
                     break
             else:
                 raise _incomplete(answer)
-            await self._finish(items, answer, sink)
+            await self._finish(ask, items, answer, sink)
 
     async def _finish(
-        self, items: AsyncGenerator[bytes | Progress, None], answer: Answer, sink: Sink
+        self, ask: Ask, items: AsyncGenerator[bytes | Progress, None], answer: Answer, sink: Sink
     ) -> None:
         """Takes what follows a complete answer: its usage, above all. How that ends no longer matters."""
         tail_s = min(TAIL_S, 2 * self._envelope.signs_every_s)  # within the ingress's idle clock
-        with contextlib.suppress(BackendError, TimeoutError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(tail_s):
-                async for item in items:
-                    if not isinstance(item, Progress):
-                        self._take(item, answer, sink, self._loop.time())
+                with contextlib.suppress(BackendError):
+                    async for item in items:
+                        if not isinstance(item, Progress):
+                            self._take(item, answer, sink, self._loop.time())
+                if answer.usage is None:
+                    await self._estimate_usage(ask, answer)
         if not answer.complete:
             raise _incomplete(answer)
+
+    async def _estimate_usage(self, ask: Ask, answer: Answer) -> None:
+        if isinstance(answer, ChunkStream) and isinstance(self._backend, Counting):
+            answer.estimate_usage(await self._backend.count_prompt(ask))
 
     def _take(self, item: bytes, answer: Answer, sink: Sink, asked_at: float) -> None:
         chunk = answer.feed(item)
