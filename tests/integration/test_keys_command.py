@@ -13,7 +13,8 @@ from fakes.guarded import write_users
 from fakes.nats_server import NatsServer
 from tierfall.bus import Bus, BusOptions
 from tierfall.cli.main import main
-from tierfall.keys import digest
+from tierfall.keys import KeyStore, digest, ledger_limits
+from tierfall.ledger import Ledger, Metric, Wish
 from tierfall.store import KEYS, QUOTA, Bucket
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ async def test_a_key_is_shown_once_and_kept_hashed(keys: Command, bus_factory: B
     assert await keys("list") == 0
     lines = keys.out.splitlines()
     assert [line.split()[0] for line in lines] == ["NAME", "alice", "bob"]
-    assert lines[1].endswith("first   requests 60/m; budget 1/d")
-    assert lines[2].endswith("all     none")
+    assert lines[1].endswith("first   requests 0 of 60/m; budget 0 of 1/d")
+    assert lines[2].endswith("all     no limits")
     assert key[:10] in lines[1]
     assert key[10:] not in keys.out
     assert await keys("list", "--json") == 0
@@ -90,6 +91,27 @@ async def test_a_key_is_shown_once_and_kept_hashed(keys: Command, bus_factory: B
     assert [each["name"] for each in listed] == ["alice", "bob"]
     assert listed[0]["limits"] == {"requests": ["60/m"], "budget": ["1/d"]}
     assert "digest" not in listed[0]
+    assert [use["of"] for use in listed[0]["used"]] == ["60/m", "1/d"]
+
+
+async def test_the_list_tells_what_is_used(keys: Command, bus_factory: Buses) -> None:
+    """Each limit of a key with what counts towards it now; money in the currency."""
+    assert (
+        await keys(
+            "create", "--name", "alice", "--requests", "9/m", "--tokens", "500/d", "--budget", "2/total"
+        )
+        == 0
+    )
+    bus = await bus_factory()
+    (record,) = (await KeyStore(bus).all())[0].values()
+    ledger = Ledger(await Bucket.open(bus, QUOTA))
+    amounts = {Metric.REQUESTS: 1, Metric.TOKENS: 90, Metric.COST: 1_250_000}
+    await ledger.reserve(record.scope, Wish(limits=ledger_limits(record.limits), amounts=amounts))
+    await ledger.close()
+    assert await keys("list") == 0
+    assert keys.out.rstrip().endswith("requests 1 of 9/m; tokens 90 of 500/d; budget 1.25 of 2/total")
+    assert await keys("list", "--json") == 0
+    assert [use["used"] for use in json.loads(keys.out)[0]["used"]] == [1, 90, 1.25]
 
 
 async def test_a_name_is_taken_once(keys: Command) -> None:

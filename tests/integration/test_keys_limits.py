@@ -13,9 +13,8 @@ from fakes.polling import until
 from fakes.scripted import ScriptedBackend, chunk, says
 from fakes.stack import ASK, Stack
 from tierfall.errors import BackendFault
-from tierfall.keys import KeyStore
+from tierfall.keys import KeyStore, ledger_limits
 from tierfall.ledger import Metric
-from tierfall_ingress.cashier import ledger_limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -232,6 +231,20 @@ async def test_a_client_that_hangs_up_pays_for_what_it_got(stack: Limited) -> No
     await until(lambda: stack.services.meters.in_flight == 0)
     used = await stack.used("tokens", Metric.TOKENS)
     assert 5 + 20 <= used <= 5 + 30
+
+
+@pytest.mark.parametrize("path", ["embeddings", "completions"])
+async def test_every_operation_counts(stack: Limited, path: str) -> None:
+    """Embeddings and completions are limited as chats are, by what the backend counted."""
+    body = {"model": "first", "input": "hello", "prompt": "hello"}
+    headers = {"authorization": "Bearer sk-tokens"}
+    answer = await stack.client.post(f"/v1/{path}", json=body, headers=headers)
+    assert answer.status_code == 200
+    assert answer.headers["x-ratelimit-limit-tokens"] == "60"
+    assert await stack.used("tokens", Metric.TOKENS) == answer.json()["usage"]["total_tokens"]
+    headers = {"authorization": "Bearer sk-requests"}
+    asked = [await stack.client.post(f"/v1/{path}", json=body, headers=headers) for _ in range(4)]
+    assert [answer.status_code for answer in asked] == [200, 200, 200, 429]
 
 
 async def test_stored_keys_are_limited_alike(stack: Limited) -> None:

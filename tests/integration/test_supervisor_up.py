@@ -140,6 +140,7 @@ async def test_reports_the_tiers_and_stops_clean(up: Up) -> None:
         assert "sk-not-to-be-shown" not in printed
         assert 'a"b$c' not in printed
     assert (up.folder / ".tierfall" / "nats.conf").stat().st_mode & 0o077 == 0
+    assert (up.folder / ".tierfall" / "jetstream").is_dir(), "what must last is beside it"
     process.send_signal(signal.SIGINT)
     assert await up.ends() == 0
     assert up.processes() == []

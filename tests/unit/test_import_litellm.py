@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tierfall.cli.importer import Converted, convert, run
-from tierfall.config import CloudTier, Config, Duration, OllamaTier, Quota, Rate, VllmTier, notes, parse
+from tierfall.config import (
+    CloudTier,
+    Config,
+    Duration,
+    Money,
+    OllamaTier,
+    Price,
+    Quota,
+    Rate,
+    VllmTier,
+    notes,
+    parse,
+)
 from tierfall.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,6 +110,25 @@ def test_what_is_said_stands_in_the_file_too(tmp_path: Path) -> None:
     _, made = imported(tmp_path, HOME)
     comments = [line.removeprefix("# ") for line in made.text.splitlines() if line.startswith("# ")]
     assert [line for line in made.findings if line] == [line for line in comments if line in made.findings]
+
+
+def test_prices_come_over(tmp_path: Path) -> None:
+    """What a token costs becomes what a million costs, from either section; what is no price is said."""
+    text = models(
+        "a: {model: gpt-4o-mini, input_cost_per_token: 1.5e-07, output_cost_per_token: '0.0000006'}",
+        "b: {model: gpt-4o, output_cost_per_token: 0.00001}",
+        "c: {model: gpt-4o, input_cost_per_token: 0}",
+        "d: {model: gpt-4o, input_cost_per_token: much}",
+    ).replace("much}}", "much}, model_info: {output_cost_per_token: 2.0e-6}}")
+    config, made = imported(tmp_path, text)
+    assert [config.models[name].price for name in "abcd"] == [
+        Price(prompt=Money(0.15), completion=Money(0.6)),
+        Price(completion=Money(10)),
+        Price(),
+        Price(completion=Money(2)),
+    ]
+    assert "input_cost_per_token (d): is no price of a token" in said(made)
+    assert "cost_per_token (a)" not in said(made)
 
 
 def test_limits_become_quotas(tmp_path: Path) -> None:
@@ -346,7 +377,11 @@ def test_no_key_of_any_section_goes_unsaid(tmp_path: Path) -> None:
 model_list:
   - model_name: a
     litellm_params:
-      {model: gpt-4o, temperature: 0.2, made_up_param: 1, input_cost_per_token: 1, litellm_credential_name: c}
+      model: gpt-4o
+      temperature: 0.2
+      made_up_param: 1
+      input_cost_per_second: 1
+      litellm_credential_name: c
     model_info: {id: x, made_up_info: 1}
     made_up_key: 1
 credential_list: [{credential_name: c, credential_values: {api_key: os.environ/CREDENTIAL}}]
@@ -364,7 +399,7 @@ made_up_section: {x: 1}
     for key in (
         "temperature",
         "made_up_param",
-        "input_cost_per_token",
+        "input_cost_per_second",
         "model_info.id",
         "model_info.made_up_info",
         "made_up_key",

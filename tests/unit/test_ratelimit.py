@@ -9,6 +9,7 @@ import pytest
 
 from tierfall.ledger import Account, Limit, Metric, Window
 from tierfall.ledger.account import Cell
+from tierfall.protocol.operation import Operation
 from tierfall_ingress.ask import parse_ask
 from tierfall_ingress.estimate import ASSUMED_TOKENS, MEDIA_TOKENS, Estimate, estimate, usual
 from tierfall_ingress.ratelimit import duration, rate_limit_headers
@@ -109,6 +110,14 @@ def test_the_answer_is_what_the_client_allows(fields: dict[str, Any], most: int,
     found = estimated(**fields)
     assert (found.most, found.told) == (most, told)
     assert 0 < usual(most) <= most
+
+
+def test_embeddings_have_no_answer() -> None:
+    """Whatever is embedded is prompt alone; a completion has an answer for each prompt."""
+    body = msgspec.json.encode({"model": "m", "input": ["x" * 4000] * 3})
+    assert estimate(parse_ask(body, Operation.EMBEDDINGS)) == Estimate(-(-len(body) // 4), 0, told=True)
+    body = msgspec.json.encode({"model": "m", "prompt": ["x", "y"], "max_tokens": 30, "n": 2})
+    assert estimate(parse_ask(body, Operation.COMPLETIONS)) == Estimate(-(-len(body) // 4), 120, told=True)
 
 
 def test_media_have_a_flat_rate() -> None:

@@ -14,16 +14,17 @@ from tierfall.errors import (
     KeyRateLimited,
     StoreUnavailable,
 )
-from tierfall.ledger import Ledger, Limit, Metric, Spent, Window, Wish
+from tierfall.keys import ledger_limits
+from tierfall.ledger import Ledger, Metric, Spent, Wish
 from tierfall.store import QUOTA, Bucket
 from tierfall_ingress.estimate import estimate, usual
 from tierfall_ingress.ratelimit import rate_limit_headers
 
 if TYPE_CHECKING:
     from tierfall.bus import Bus
-    from tierfall.config import Config, Limits
+    from tierfall.config import Config
     from tierfall.errors import TierfallError
-    from tierfall.ledger import Account, Grant
+    from tierfall.ledger import Account, Grant, Limit
     from tierfall.protocol.envelope import Ending
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.keys import Allowance
@@ -210,17 +211,3 @@ def _is_held(limit: Limit, account: Account, wish: Wish) -> bool:
         if release.key == limit.key and held.expires_at > at
     )
     return back > 0 and account.used(limit, at) - back + wish.amounts[limit.metric] <= limit.amount
-
-
-def ledger_limits(limits: Limits) -> tuple[Limit, ...]:
-    """A key's limits as the ledger has them."""
-    rates = (
-        (Metric.REQUESTS, limits.requests),
-        (Metric.TOKENS, limits.tokens),
-        (Metric.COST, limits.budget),
-    )
-    return tuple(
-        Limit(metric, rate.amount, Window(rate.window), limits.timezone)
-        for metric, found in rates
-        for rate in found
-    )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tierfall.protocol.operation import Operation
+
 if TYPE_CHECKING:
     from tierfall_ingress.ask import Ask
 
@@ -24,7 +26,6 @@ class _Sizes(msgspec.Struct):
     max_tokens: Any = None
     max_completion_tokens: Any = None
     messages: Any = None
-    input: msgspec.Raw = msgspec.Raw(b"")
 
 
 _sizes: Final = msgspec.json.Decoder(_Sizes)
@@ -46,12 +47,12 @@ class Estimate(msgspec.Struct, frozen=True):
 
 def estimate(ask: Ask) -> Estimate:
     """Reads what of the body says how long the answer may be, and guesses the rest."""
+    if ask.operation is Operation.EMBEDDINGS:  # there is no answer to count
+        return Estimate(_tokens(len(ask.body)), 0, told=True)
     try:
         sizes = _sizes.decode(ask.body)
     except (msgspec.DecodeError, RecursionError):
         sizes = _Sizes()
-    if sizes.input:  # embeddings: there is no answer to count
-        return Estimate(_tokens(len(ask.body)), 0, told=True)
     prompt = _tokens(_text_bytes(ask.body, sizes.messages))
     limits = [
         limit

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Final
 from tierfall.errors import BusError, ConfigError, Conflict, StoreUnavailable
 from tierfall.keys.record import KeyRecord, pack_record, unpack_record
 from tierfall.keys.secret import digest, hint, new_key
+from tierfall.ledger import Ledger
 from tierfall.store import KEYS, QUOTA, Bucket, names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tierfall.bus import Bus
     from tierfall.config import Limits
+    from tierfall.ledger import Account
 
 ID_BYTES: Final = 8
 CREATE: Final = names.create(KEYS)
@@ -94,6 +96,15 @@ class KeyStore:
                     f"the bucket {KEYS} is not there yet: start an ingress with server.stored_keys: true"
                 ) from None
             raise
+
+    async def accounts(self, keys: Mapping[str, KeyRecord]) -> dict[str, Account]:
+        """What each of these has used, by name; only of those with limits.
+
+        Raises:
+            BusError: It cannot be read; the message says why.
+        """
+        ledger = Ledger(self._quota)
+        return {name: await ledger.look(record.scope) for name, record in keys.items() if record.limits}
 
     async def revoke(self, name: str) -> bool:
         """Ends a key; no ingress lets it in any more within a second. Requests under way go on.

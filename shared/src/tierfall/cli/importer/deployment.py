@@ -24,6 +24,8 @@ OPENAI_ADDRESSES: Final = ("", "https://api.openai.com/v1", "https://api.openai.
 LAST: Final = 1 << 30
 """The place of a deployment without an ``order``."""
 
+PRICES: Final = ("input_cost_per_token", "output_cost_per_token")
+"""In ``litellm_params`` or in ``model_info``."""
 _USED: Final = frozenset(
     {
         "model",
@@ -37,6 +39,7 @@ _USED: Final = frozenset(
         "num_ctx",
         "keep_alive",
         "max_parallel_requests",
+        *PRICES,
     }
 )
 _PARAMS: Final = {
@@ -104,6 +107,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     context_window: int | None
     rpm: int | None = None
     tpm: int | None = None
+    prices: tuple[float, float] | None = None
+    """Of a million tokens of prompt and of answer."""
 
 
 class Reader:
@@ -153,7 +158,18 @@ class Reader:
             context_window=values.whole(entry.info.get("max_input_tokens")),
             rpm=values.whole(params.get("rpm")) if counted else None,
             tpm=values.whole(params.get("tpm")) if counted else None,
+            prices=self._prices(entry),
         )
+
+    def _prices(self, entry: Entry) -> tuple[float, float] | None:
+        found = []
+        for key in PRICES:
+            written = entry.params.get(key, entry.info.get(key))
+            price = values.price(written)
+            if written is not None and price is None:
+                self._findings.lost(key, "is no price of a token", entry.name)
+            found.append(price or 0.0)
+        return (found[0], found[1]) if any(found) else None
 
     def _is_served(self, entry: Entry, was: str) -> bool:
         mode = str(entry.info.get("mode") or "")
@@ -266,9 +282,7 @@ class Reader:
             elif key == "api_version":
                 self._findings.needless(key, _PARAMS[key], entry.name)
             elif "cost" in key:
-                self._findings.lost(
-                    key, "write it as the price of the model, for a million tokens", entry.name
-                )
+                self._findings.lost(key, "prices here are of tokens of prompts and answers alone", entry.name)
             else:
                 self._findings.lost(key, _PARAMS.get(key, "Tierfall has nothing of that name"), entry.name)
         for key, value in entry.info.items():
@@ -276,10 +290,10 @@ class Reader:
 
     def _tell_info(self, entry: Entry, key: str, value: Any) -> None:
         name = f"model_info.{key}"
-        if key == "max_input_tokens" and values.whole(value):
+        if (key == "max_input_tokens" and values.whole(value)) or key in PRICES:
             return
         if "cost" in key:
-            self._findings.lost(name, "write it as the price of the model, for a million tokens", entry.name)
+            self._findings.lost(name, "prices here are of tokens of prompts and answers alone", entry.name)
         elif key in _NEEDLESS_INFO or key.startswith("supports_"):
             self._findings.needless(name, "the backend is asked what the client asks", entry.name)
         else:

@@ -49,6 +49,8 @@ class ModelPlan(msgspec.Struct, kw_only=True):
     """Seconds; ``None`` for Tierfall's default."""
     rpm: int | None = None
     tpm: int | None = None
+    prices: tuple[float, float] | None = None
+    """Of a million tokens of prompt and of answer."""
 
 
 def name_tiers(deployments: Iterable[Deployment]) -> dict[Backend, TierPlan]:
@@ -128,6 +130,7 @@ class Planner:
                     backend_model=one.model,
                     clocks=self._clocks(one),
                     context_window=one.context_window,
+                    prices=one.prices,
                 )
             )
             self._give_quota(plans[-1], one)

@@ -135,12 +135,18 @@ def _models(models: Iterable[ModelPlan]) -> Iterator[str]:
             yield f"    deadlines: {{{clocks}}}"
         if model.rpm or model.tpm:
             yield f"    quota: {{{_quota(model)}}}"
+        if model.prices:
+            yield f"    price: {{prompt: {_money(model.prices[0])}, completion: {_money(model.prices[1])}}}"
         yield from _fallbacks(model.fallbacks)
 
 
 def _quota(model: ModelPlan) -> str:
     counted = (("requests", model.rpm), ("tokens", model.tpm))
     return ", ".join(f"{metric}: [{amount}/m]" for metric, amount in counted if amount)
+
+
+def _money(amount: float) -> str:
+    return f"{amount:.6f}".rstrip("0").rstrip(".")
 
 
 def _deadlines(model: ModelPlan) -> str:

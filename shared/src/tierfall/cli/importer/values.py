@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ENVIRON: Final = "os.environ/"
+TOKENS_PER_PRICE: Final = 1_000_000
+HIGHEST_PRICE: Final = 1e9
+PRICE_DIGITS: Final = 6
+"""After the point, as the config reads them."""
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LOCAL_DOMAINS: Final = (".local", ".lan", ".internal", ".home", ".home.arpa", ".svc", ".cluster.local")
 _ENDPOINTS: Final = ("/chat/completions", "/completions")
@@ -66,6 +70,17 @@ def whole(value: object) -> int | None:
     if isinstance(value, str) and value.isdecimal():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def price(value: object) -> float | None:
+    """What a token costs, as the price of a million; ``None`` for what is no price."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        million = round(float(value) * TOKENS_PER_PRICE, PRICE_DIGITS)
+    except (ValueError, OverflowError):
+        return None
+    return million if 0 <= million < HIGHEST_PRICE else None
 
 
 def is_near(url: str) -> bool:

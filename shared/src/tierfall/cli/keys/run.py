@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from tierfall.config import Config
+    from tierfall.keys import KeyRecord
+    from tierfall.ledger import Account
 
 CONNECT_S: Final = 5.0
 NAME_CHARACTERS: Final = 64
@@ -74,14 +77,19 @@ def create(place: Place, wanted: Create, environ: Mapping[str, str], out: TextIO
 
 
 def list_(place: Place, environ: Mapping[str, str], out: TextIO, err: TextIO, *, json: bool = False) -> int:
-    """Prints the keys: names, beginnings, models, limits; never a key, which nobody has.
+    """Prints the keys: names, beginnings, models, limits and their use; never a key, which nobody has.
 
     Raises:
         ConfigError, BusError: As :func:`create`.
     """
     config = load(place.config, environ, for_worker=True)
-    found, unreadable = _asking(place, config, lambda keys: keys.all())
-    (as_json if json else as_text)(found, out)
+
+    async def work(keys: KeyStore) -> tuple[dict[str, KeyRecord], list[str], dict[str, Account]]:
+        found, unreadable = await keys.all()
+        return found, unreadable, await keys.accounts(found)
+
+    found, unreadable, accounts = _asking(place, config, work)
+    (as_json if json else as_text)(found, accounts, time.time(), out)
     for name in unreadable:
         print(f"{name} was made by another version and cannot be read: no ingress lets it in", file=err)
     return 0
