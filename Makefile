@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 CONFIG ?= examples/home.yaml
+# Whose first tier is away, for check-stack.
+MODEL ?= vllm-qwen
 MINUTES ?= 10
 
 VENV := .venv
@@ -26,7 +28,7 @@ FUZZ_MADE := $(VENV)/.fuzz
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
-	@echo 'Variables: PYTHON=$(PYTHON)  CONFIG=$(CONFIG)'
+	@echo 'Variables: PYTHON=$(PYTHON)  CONFIG=$(CONFIG)  MODEL=$(MODEL)'
 
 setup: $(RUN_MADE) ## Make .venv with what `make run` needs (about 150 MB the first time)
 
@@ -41,7 +43,7 @@ test-docker: $(DOCKER_MADE) images ## Build the images and run the tests that ne
 
 check-stack: $(RUN_MADE) ## Ask the Jaeger and the Prometheus of a running compose stack what they know of it
 	@if [ -f .env ]; then set -a; . ./.env; fi; \
-	$(BIN)/python -m deploy.checks.trace && $(BIN)/python -m deploy.checks.queries
+	$(BIN)/python -m deploy.checks.trace --model $(MODEL) && $(BIN)/python -m deploy.checks.queries
 
 lint: $(DEV_MADE) ## Check style and types
 	$(BIN)/ruff check

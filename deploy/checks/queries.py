@@ -3,7 +3,8 @@
     .venv/bin/python -m deploy.checks.queries --prometheus http://127.0.0.1:9090
 
 A line each, with what comes back; the exit status is 0 when every question can be answered. To be empty is no
-fault of a question about what has not happened yet.
+fault of a question about what has not happened yet, or about labels that nothing has here; what something is
+scaled by must have a value.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ RATE_INTERVAL: Final = "1m"
 """What Grafana puts for ``$__rate_interval`` with a scrape every 10 s is not shorter than this."""
 SETTLED: Final = "1m"
 """A series that is younger may have no rate yet."""
+SCALER: Final = "scaler "
 SHOWN: Final = 3
 """Samples of an answer that are printed."""
 NAME: Final = re.compile(r"\b(?:tierfall|litellm)_[a-z0-9_]+")
 SUFFIX: Final = re.compile(r"_(?:total|bucket|sum|count)$")
+SERIES: Final = re.compile(r"\b(?:tierfall|litellm)_[a-z0-9_]+(?:\{[^}]*\})?")
 COMPARES: Final = re.compile(r"==|!=|<|>|\babsent\b|\bunless\b")
 _SUMMARY: Final = "Asks a running Prometheus every question of the dashboard, the alerts and the scalers."
 
@@ -89,7 +92,7 @@ def written() -> Iterator[Question]:
             yield Question(f"panel {panel['title']}", expression)
     for scaled in yaml.safe_load_all(SCALERS.read_text()):
         for trigger in scaled["spec"]["triggers"]:
-            yield Question(f"scaler {scaled['metadata']['name']}", trigger["metadata"]["query"])
+            yield Question(f"{SCALER}{scaled['metadata']['name']}", trigger["metadata"]["query"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,15 +122,21 @@ def _judged(prometheus: Prometheus, question: Question, families: set[str]) -> t
         return f"no target exports {', '.join(sorted(unknown))}", ""
     try:
         samples = prometheus.ask(question.expression)
-        if samples:
-            return "", _shown(samples)
-        compares = COMPARES.search(re.sub(r"\{[^}]*\}", "", question.expression))
-        there = all(prometheus.ask(f'count({{__name__="{name}"}} offset {SETTLED})') for name in names)
+        return ("", _shown(samples)) if samples else _empty(prometheus, question)
     except ValueError as error:
         return f"{error}: {question.expression}", ""
-    if there and not compares:
-        return f"the metrics are there, and nothing comes of them: {question.expression}", ""
-    return "", "nothing, as it has not happened"
+
+
+def _empty(prometheus: Prometheus, question: Question) -> tuple[str, str]:
+    """What is wrong with a question of which nothing comes, else why that is right."""
+    if question.where.startswith(SCALER):
+        return f"nothing comes of it, and it scales by it: {question.expression}", ""
+    series = dict.fromkeys(SERIES.findall(question.expression))
+    if absent := [one for one in series if not prometheus.ask(f"count({one} offset {SETTLED})")]:
+        return "", f"nothing, as a minute ago there was no {' and no '.join(absent)}"
+    if COMPARES.search(re.sub(r"\{[^}]*\}", "", question.expression)):
+        return "", "nothing, as it is not so"
+    return f"the series are there, and nothing comes of them: {question.expression}", ""
 
 
 def _shown(samples: Sequence[Any]) -> str:

@@ -40,6 +40,8 @@ async def prometheus() -> AsyncIterator[FakePrometheus]:
         names = {name for one in queries.written() for name in queries.NAME.findall(one.expression)}
         running.families = {queries.SUFFIX.sub("", name) for name in names}
         running.alerts = {"NoTier": "max(tierfall_tier_up) == 0"}
+        scalers = [one for one in queries.written() if one.where.startswith(queries.SCALER)]
+        running.answers = {one.expression: ONE for one in scalers}
         yield running
 
 
@@ -60,15 +62,30 @@ async def test_every_question_has_an_answer(tmp_path: Path, capsys: pytest.Captu
     assert told["panel Which tiers are up?"] == "ollama=1, vllm=1"
     assert told["panel Is it answering?"] == "1"
     assert told["scaler vllm"] == told["scaler ingress"] == "0"
-    assert told["alert TierfallNoTierLeft"] == "nothing, as it has not happened"
+    assert told["panel What broke?"].endswith("there was no tierfall_broken_streams_total")
 
 
 async def test_what_has_not_happened_is_no_fault(
     prometheus: FakePrometheus, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Metrics without a series yet leave their questions empty, and that is right."""
+    """What has no series yet, or none with such labels, leaves its question empty, and that is right."""
+    prometheus.answers["count(tierfall_quota_limit offset 1m)"] = ONE
     assert await check(prometheus.url) == 0
-    assert "WRONG" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "WRONG" not in printed
+    assert (
+        'Used within the minute: nothing, as a minute ago there was no tierfall_quota_used{window="minute"}\n'
+        in printed
+    )
+
+
+async def test_what_scales_needs_a_number(
+    prometheus: FakePrometheus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scaler without an answer does not scale, whatever the reason."""
+    del prometheus.answers["sum(tierfall_in_flight)"]
+    assert await check(prometheus.url) == 1
+    assert "WRONG  scaler ingress: nothing comes of it" in capsys.readouterr().out
 
 
 async def test_a_metric_that_nobody_exports(
@@ -83,13 +100,15 @@ async def test_a_metric_that_nobody_exports(
 async def test_a_question_that_finds_nothing(
     prometheus: FakePrometheus, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Metrics that are there, and a question that matches none of their series: its labels are wrong."""
-    prometheus.answers['count({__name__="tierfall_in_flight"} offset 1m)'] = ONE
+    """All its series are there, it compares nothing, and nothing comes of it: its labels do not match."""
+    prometheus.answers["count(tierfall_tier_up offset 1m)"] = ONE
     assert await check(prometheus.url) == 1
-    assert "WRONG  scaler ingress: the metrics are there, and nothing" in capsys.readouterr().out
-    prometheus.answers["sum(tierfall_in_flight)"] = ONE
+    printed = capsys.readouterr().out
+    assert "WRONG  panel Which tiers are up?: the series are there, and nothing" in printed
+    assert "ok     alert NoTier: nothing, as it is not so\n" in printed
+    prometheus.answers["max by (tier) (tierfall_tier_up)"] = ONE
     assert await check(prometheus.url) == 0
-    assert "ok     scaler ingress: 1\n" in capsys.readouterr().out
+    assert "ok     panel Which tiers are up?: 1\n" in capsys.readouterr().out
 
 
 async def test_a_question_that_is_not_understood(
