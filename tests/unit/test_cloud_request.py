@@ -126,6 +126,46 @@ def test_labels_are_dropped(provider: str, gone: set[str]) -> None:
     assert set(labels) <= set(shaped("openai", **labels))
 
 
+def test_mistral_knows_reasoning_on_and_off() -> None:
+    """The levels between go to their neighbours."""
+    efforts = ("none", "minimal", "low", "medium", "high", "xhigh")
+    found = [shaped("mistral", reasoning_effort=effort)["reasoning_effort"] for effort in efforts]
+    assert found == ["none", "none", "high", "high", "high", "high"]
+
+
+@pytest.mark.parametrize("provider", sorted(PROVIDERS))
+def test_nulls_are_left_out(provider: str) -> None:
+    """Of the request and of its messages; an assistant's empty content is one that stays."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    echoed = {"role": "assistant", "content": None, "tool_calls": [call], "function_call": None}
+    found = shaped(provider, stop=None, tools=None, messages=[echoed])
+    assert not {"stop", "tools"} & set(found)
+    assert found["messages"] == [{"role": "assistant", "content": None, "tool_calls": [call]}]
+
+
+def test_groq_is_not_sent_reasoning() -> None:
+    """It refuses what clients echo of a reasoning model's answer."""
+    answer = {"role": "assistant", "content": "x", "reasoning_content": "hm"}
+    assert shaped("groq", messages=[answer])["messages"] == [{"role": "assistant", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("members", "param"),
+    [
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice.type"),
+        ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages[0].content[0].type"),
+    ],
+)
+@pytest.mark.parametrize("provider", ["groq", "gemini", "mistral"])
+def test_what_is_no_function_and_no_text_is_named(provider: str, members: dict[str, Any], param: str) -> None:
+    """With its place; OpenAI gets it all."""
+    with pytest.raises(UnsupportedByTier) as refused:
+        shaped(provider, **members)
+    assert refused.value.param == param
+    assert members.items() <= shaped("openai", **members).items()
+
+
 @pytest.mark.parametrize("provider", ["groq", "mistral"])
 def test_message_names_are_refused(provider: str) -> None:
     """A message's name is refused with its place; a tool's name only repeats its call and stays."""

@@ -66,6 +66,7 @@ def google(message: str, code: int, status: str, *details: Any) -> list[Any]:
         (422, {"detail": "no"}, InvalidRequest),
         (400, error(code="unsupported_parameter", param="seed"), UnsupportedByTier),
         (400, error("Unrecognized request argument supplied: top_k"), UnsupportedByTier),
+        (400, error("property 'verbosity' is unsupported"), UnsupportedByTier),
         (401, error("Incorrect API key provided: sk-abc"), ProviderRefused),
         (403, error(), ProviderRefused),
         (404, error(), ProviderRefused),

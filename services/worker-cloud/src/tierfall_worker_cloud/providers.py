@@ -94,6 +94,8 @@ class Provider(Rules, frozen=True, kw_only=True):
         roles: Message roles that go under another name.
         message_refused: Members of a message that cannot be honoured; null is left out.
         message_dropped: Members of a message that SDKs echo from an answer and that carry no wish.
+        parts: The types of content parts that it takes; empty for all.
+        functions_only: Whether every tool, and the one chosen, has to be a function.
         prefill_flag: What marks a last assistant message as the answer's beginning, which the provider then
             says again; empty where there is no such thing.
         mender: Makes the mender of one answer's chunks, where they need one.
@@ -111,6 +113,8 @@ class Provider(Rules, frozen=True, kw_only=True):
     roles: dict[str, str] = {}
     message_refused: tuple[str, ...] = ()
     message_dropped: tuple[str, ...] = ()
+    parts: frozenset[str] = frozenset()
+    functions_only: bool = False
     prefill_flag: str = ""
     mender: type[ChunkMender] | None = None
     gauges: tuple[Gauge, ...] = ()
@@ -125,7 +129,22 @@ _LOGPROBS: Final = (
     Refusal("top_logprobs", (0,)),
     Refusal("logit_bias", ({},)),
 )
-_LABELS: Final = ("store", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
+_LABELS: Final = (
+    "store",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prompt_cache_options",
+)
+_OPENAI_ALONE: Final = (
+    Refusal("modalities", (["text"],)),
+    Refusal("audio"),
+    Refusal("verbosity"),
+    Refusal("web_search_options"),
+    Refusal("moderation"),
+)
+_TEXT_AND_IMAGES: Final = frozenset({"text", "image_url"})
 
 _REQUESTS: Final = (
     "x-ratelimit-remaining-requests",
@@ -149,11 +168,14 @@ GROQ: Final = Provider(
     base_url="https://api.groq.com/openai/v1",
     completions=None,
     embeddings=None,
-    refused=(*_LOGPROBS, Refusal("n", (1,))),
+    refused=(*_LOGPROBS, *_OPENAI_ALONE, Refusal("n", (1,)), Refusal("prediction")),
     dropped=_LABELS,
+    values={"service_tier": {"default": "on_demand"}},
     roles={"developer": "system"},
     message_refused=("name", "audio"),
-    message_dropped=("refusal", "annotations"),
+    message_dropped=("refusal", "annotations", "reasoning_content"),  # its own word is "reasoning"
+    parts=_TEXT_AND_IMAGES,
+    functions_only=True,
     mender=GroqMender,
     gauges=(Gauge(Metric.REQUESTS, Window.DAY, *_REQUESTS), Gauge(Metric.TOKENS, Window.MINUTE, *_TOKENS)),
 )
@@ -168,9 +190,16 @@ GEMINI: Final = Provider(
         Refusal("seed"),
         Refusal("frequency_penalty", (0,)),
         Refusal("presence_penalty", (0,)),
+        *_OPENAI_ALONE,
+        Refusal("prediction"),
+        Refusal("parallel_tool_calls", (True,)),
+        Refusal("functions"),
+        Refusal("function_call"),
     ),
     dropped=(*_LABELS, "user", "service_tier"),
     roles={"developer": "system"},
+    parts=_TEXT_AND_IMAGES | {"input_audio"},
+    functions_only=True,
     message_refused=("audio", "function_call"),
     message_dropped=_ECHOED,
     mender=GeminiMender,
@@ -187,10 +216,23 @@ MISTRAL: Final = Provider(
     ),
     stream_usage=False,  # it sends usage unasked, and refuses the field
     renames=(Rename("max_completion_tokens", "max_tokens"), Rename("seed", "random_seed")),
-    values={"tool_choice": {"required": "any"}},
-    refused=(*_LOGPROBS, Refusal("modalities", (["text"],)), Refusal("functions"), Refusal("function_call")),
-    dropped=("user", "store", "service_tier", "safety_identifier", "prompt_cache_retention"),
+    values={
+        "tool_choice": {"required": "any"},
+        # It knows on and off; the levels between go to their neighbours.
+        "reasoning_effort": dict.fromkeys(("low", "medium", "xhigh", "max"), "high") | {"minimal": "none"},
+    },
+    refused=(*_LOGPROBS, *_OPENAI_ALONE, Refusal("functions"), Refusal("function_call")),
+    dropped=(
+        "user",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_retention",
+        "prompt_cache_options",
+    ),
     roles={"developer": "system"},
+    parts=_TEXT_AND_IMAGES,
+    functions_only=True,
     message_refused=("name", "audio", "function_call"),
     message_dropped=_ECHOED,
     prefill_flag="prefix",

@@ -46,6 +46,8 @@ def shape(provider: Provider, body: Body, backend_model: str, operation: Operati
 
 
 def _apply(name: str, rules: Rules, body: Body, backend_model: str) -> None:
+    for field in [field for field, value in body.items() if bytes(value) == _NULL]:
+        del body[field]  # it says nothing, and not every field may be null everywhere
     for refusal in rules.refused:
         _refuse(name, body, refusal)
     for field in rules.dropped:
@@ -67,8 +69,23 @@ def _refuse_tokens(provider: Provider, body: Body) -> None:
 
 
 def _shape_chat(provider: Provider, body: Body) -> None:
-    if provider.roles or provider.message_refused or provider.message_dropped:
-        _shape_messages(provider, body)
+    if provider.functions_only:
+        _refuse_tools(provider, body)
+    messages = body.get("messages")
+    ruled = provider.roles or provider.message_refused or provider.message_dropped or provider.parts
+    if messages is not None and (ruled or b"null" in bytes(messages)):
+        _shape_messages(provider, body, messages)
+
+
+def _refuse_tools(provider: Provider, body: Body) -> None:
+    """A tool, or a choice of one, that is no function is refused with its place."""
+    tools = msgspec.json.decode(body.get("tools", _NULL))
+    found = [(f"tools[{index}]", tool) for index, tool in enumerate(tools if isinstance(tools, list) else ())]
+    found.append(("tool_choice", msgspec.json.decode(body.get("tool_choice", _NULL))))
+    for place, tool in found:
+        if isinstance(tool, dict) and tool.get("type") != "function":
+            param = f"{place}.type"
+            raise UnsupportedByTier(f"{provider.name} knows functions only", param=param)
 
 
 def _refuse(name: str, body: Body, refusal: Refusal) -> None:
@@ -92,20 +109,29 @@ def _renamed(raw: msgspec.Raw, names: dict[str, str]) -> msgspec.Raw:
     return raw if new is None else msgspec.Raw(_encoder.encode(new))
 
 
-def _shape_messages(provider: Provider, body: Body) -> None:
+def _shape_messages(provider: Provider, body: Body, raw: msgspec.Raw) -> None:
     """Renames roles and takes members out; messages that need neither keep their bytes."""
-    raw = body.get("messages")
-    if raw is None:
-        return
     try:
         messages = _messages.decode(raw)
     except msgspec.DecodeError:
         raise InvalidRequest("messages must be an array of objects", param="messages") from None
     changed = False
     for index, message in enumerate(messages):
+        _refuse_parts(provider, index, message)
         changed |= _shape_message(provider, index, message)
     if changed:
         body["messages"] = msgspec.Raw(_encoder.encode(messages))
+
+
+def _refuse_parts(provider: Provider, index: int, message: dict[str, msgspec.Raw]) -> None:
+    content = message.get("content")
+    if not provider.parts or content is None or not bytes(content).startswith(b"["):
+        return
+    for number, part in enumerate(msgspec.json.decode(content)):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind is not None and kind not in provider.parts:
+            param = f"messages[{index}].content[{number}].type"
+            raise UnsupportedByTier(f"{provider.name} does not take parts of type {kind}", param=param)
 
 
 def _shape_message(provider: Provider, index: int, message: dict[str, msgspec.Raw]) -> bool:
@@ -123,6 +149,8 @@ def _shape_message(provider: Provider, index: int, message: dict[str, msgspec.Ra
         del message[member]
     for member in provider.message_dropped:
         message.pop(member, None)
+    for member in [name for name, value in message.items() if name != "content" and bytes(value) == _NULL]:
+        del message[member]  # SDKs echo what an answer left empty
     if role is None or not provider.roles:
         return len(message) != size
     renamed = _renamed(role, provider.roles)

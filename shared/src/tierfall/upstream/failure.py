@@ -47,6 +47,7 @@ _UNSUPPORTED_CODES: Final = {"unsupported_parameter", "unsupported_value", "unkn
 _UNSUPPORTED_WORDS: Final = (
     re.compile(r"Unknown name \"([^\"]+)\"(?: at '[^']*')?: Cannot find field"),  # Google
     re.compile(r"Unrecognized request arguments? supplied: ([\w.\[\]]+)"),  # OpenAI
+    re.compile(r"property '([^']+)' is unsupported"),  # Groq
 )
 _STARTS: Final = {
     400: (
