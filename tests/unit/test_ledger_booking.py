@@ -116,6 +116,28 @@ def test_no_sixty_seconds_hold_more_than_the_amount(
         assert sum(begin <= turn < begin + MINUTE_S for turn in went) <= amount
 
 
+@settings(max_examples=200)
+@given(
+    amount=st.integers(1, 4),
+    asks=st.lists(st.tuples(st.floats(0, 30), st.integers(0, 2)), min_size=1, max_size=50),
+    skews=st.tuples(*[st.floats(0, SKEW_S)] * 3),
+)
+def test_clocks_that_differ_let_nothing_more_through(
+    amount: int, asks: list[tuple[float, int]], skews: tuple[float, float, float]
+) -> None:
+    """Three replicas whose clocks are up to 2 s apart: still no 60 s with more than the amount."""
+    till, now, went = Till(), NOON, []
+    for gap, replica in asks:
+        now += gap
+        its_clock = now + skews[replica]
+        at = till.account.clock(its_clock)
+        if not isinstance(till.answer(wish(limit(amount, Window.MINUTE)), at), Spent):
+            till.account.writers[str(replica)] = Stamp(1, its_clock)
+            went.append(now)
+    for begin in went:
+        assert sum(begin <= time < begin + MINUTE_S for time in went) <= amount
+
+
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=40))
 def test_coming_back_when_told_is_enough(gaps: list[float]) -> None:
     """Who waits as long as a refusal says is granted then, if nobody else came."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ASSETS: Final = "/docs/assets"
 OPENAPI_VERSION: Final = "3.0.3"
 """The newest that the bundled Swagger UI 4 renders; so null is ``nullable`` here, not a type."""
-_WITH_KEY: Final = frozenset({"/v1/models", "/v1/models/{name}", "/health"})
+_WITH_KEY: Final = frozenset({"/v1/models", "/v1/models/{name}", "/v1/quotas", "/health"})
 _SECURITY: Final[list[dict[str, list[str]]]] = [{"bearer": []}]
 _ERROR: Final[dict[str, Any]] = {
     "type": "object",

@@ -17,10 +17,11 @@ from tierfall_worker_cloud.request import shape
 from tierfall_worker_cloud.ticket import concerns_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from tierfall.config import CloudTier
     from tierfall.worker import Ask
+    from tierfall_worker_cloud.chunks import ChunkMender
     from tierfall_worker_cloud.desk import Book
     from tierfall_worker_cloud.providers import Provider
     from tierfall_worker_cloud.ticket import Ticket
@@ -75,53 +76,48 @@ class CloudBackend:
         body = shape(self._provider, ask.body, ask.backend_model, ask.operation)
         refused: list[TierfallError] = []
         while True:
+            ticket = await self._admit(asked, left, refused)
+            account, mender = ticket.access.account, self._mender()
+            began, error = False, None
             try:
-                ticket = await self._desk.admit(asked, left)
-            except (RateLimited, QuotaExhausted, BackendDown) as error:
-                raise soonest([*refused, error]) from None
-            began = False
-            try:
-                async with aclosing(self._ask(ticket, body, ask)) as items:
-                    async for item in items:
-                        began = began or not isinstance(item, Progress)
-                        yield item
-            except TierfallError as error:
+                while (wait_s := ticket.wait_s) > 0:
+                    yield Progress("queued")
+                    await asyncio.sleep(min(wait_s, PROGRESS_EVERY_S))
+                async with aclosing(ticket.send(ask, body)) as payloads:
+                    async for payload in payloads:
+                        began = True
+                        account.works()
+                        mended = mender.mend(payload) if mender else payload
+                        if ticket.counts:
+                            ticket.saw(mended)
+                        yield mended
+            except TierfallError as failed:
+                error = failed
+                account.note(failed)
                 left = [access for access in left if access is not ticket.access]
-                if began or not concerns_key(error):
+                refused.append(failed)
+                if began or not concerns_key(failed):
                     raise
-                refused.append(error)
                 if not left:
                     raise soonest(refused) from None
             else:
                 return
+            finally:
+                ticket.close(error)
 
     complete = chat
     embed = chat
     """What differs is in the provider's rules, and in how its answer comes."""
 
-    async def _ask(self, ticket: Ticket, body: bytes, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
-        """One attempt with one key: waits for its turn, then streams."""
-        access = ticket.access
-        mender = self._provider.mender() if self._provider.mender else None
-        error: BaseException | None = None
+    async def _admit(self, ask: Ask, left: Sequence[Access], refused: Sequence[TierfallError]) -> Ticket:
+        """The next key's ticket; if there is none, the best of what all keys were refused with."""
         try:
-            while (wait_s := ticket.wait_s) > 0:
-                yield Progress("queued")
-                await asyncio.sleep(min(wait_s, PROGRESS_EVERY_S))
-            ticket.sending()
-            answer = access.upstream.answer(ask.operation, body, ask.trace_headers, ticket.head)
-            async with aclosing(answer) as payloads:
-                async for payload in payloads:
-                    access.account.works()
-                    mended = mender.mend(payload) if mender else payload
-                    ticket.saw(mended)
-                    yield mended
-        except TierfallError as failed:
-            access.account.note(failed)
-            error = failed
-            raise
-        finally:
-            ticket.close(error)
+            return await self._desk.admit(ask, left)
+        except (RateLimited, QuotaExhausted, BackendDown) as error:
+            raise soonest([*refused, error]) from None
+
+    def _mender(self) -> ChunkMender | None:
+        return self._provider.mender() if self._provider.mender else None
 
     def prefill(self, ask: Ask, text: str) -> Prefill:
         """As the provider's data says; most have no way to go on from a given beginning."""

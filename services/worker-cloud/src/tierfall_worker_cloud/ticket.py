@@ -17,10 +17,11 @@ from tierfall.upstream import KEY_REFUSED
 from tierfall_worker_cloud import said, tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from tierfall.ledger import Grant, Ledger
     from tierfall.quota import Plan
+    from tierfall.worker import Ask
     from tierfall_worker_cloud.access import Access
     from tierfall_worker_cloud.providers import Provider
     from tierfall_worker_cloud.tokens import Estimate
@@ -56,6 +57,10 @@ class Ticket:
         provider: Whose it is.
         of: The provider's name of the model.
         reservation: What it holds in the ledger, where the model has a quota.
+
+    Attributes:
+        access: Likewise.
+        counts: Whether tokens are counted.
     """
 
     def __init__(
@@ -69,7 +74,7 @@ class Ticket:
         self._status = 0
         self._chunks = 0
         self._used: int | None = None
-        self._counts = reservation is not None and any(
+        self.counts = reservation is not None and any(
             part.metric is Metric.TOKENS for part in reservation.grant.parts
         )
 
@@ -78,11 +83,12 @@ class Ticket:
         """Seconds until it is this request's turn; 0 or less when it is."""
         return 0.0 if self._reservation is None else self._reservation.grant.turn - time.time()
 
-    def sending(self) -> None:
-        """From here on the provider may have heard of it."""
+    def send(self, ask: Ask, body: bytes) -> AsyncGenerator[bytes, None]:
+        """Asks the provider: from here on it may have heard of it."""
         self._sent = True
+        return self.access.upstream.answer(ask.operation, body, ask.trace_headers, self._head)
 
-    def head(self, status: int, headers: Mapping[str, str]) -> None:
+    def _head(self, status: int, headers: Mapping[str, str]) -> None:
         """The answer's status and headers are there: what they say of limits corrects our count."""
         self._status = status
         held = self._reservation
@@ -92,10 +98,9 @@ class Ticket:
                 held.ledger.heed(self.access.scope, found)
 
     def saw(self, payload: bytes) -> None:
-        """A chunk has come."""
-        if self._counts:
-            self._chunks += 1
-            self._used = tokens.used(payload) or self._used
+        """A chunk has come; only told where tokens count."""
+        self._chunks += 1
+        self._used = tokens.used(payload) or self._used
 
     def close(self, error: BaseException | None) -> None:
         """The attempt is over: settles what it reserved, and leaves alone what the provider spoke of."""
@@ -106,7 +111,7 @@ class Ticket:
             return
         if not self._sent or isinstance(error, BackendDown | ProviderRefused):
             held.ledger.refund(held.grant)
-        elif self._counts:
+        elif self.counts:
             held.ledger.settle(held.grant, {Metric.TOKENS: self._tokens(held.estimate, error)})
 
     def _tokens(self, estimate: Estimate, error: BaseException | None) -> int:
