@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tierfall.errors import Internal
@@ -92,19 +92,22 @@ def test_a_burst_gets_the_amount_and_no_more(window: Window) -> None:
 @settings(max_examples=300)
 @given(
     amount=st.integers(1, 6),
-    gaps=st.lists(st.floats(0, 40), min_size=1, max_size=60),
-    patience_s=st.sampled_from([0.0, 5.0, 90.0]),
-    every_s=st.sampled_from([0.0, 3.0]),
+    asks=st.lists(
+        st.tuples(st.floats(0, 40), st.sampled_from([0.0, 5.0, 90.0]), st.sampled_from([0.0, 3.0, 15.0])),
+        min_size=1,
+        max_size=60,
+    ),
 )
+@example(amount=2, asks=[(0.0, 90.0, 15.0), (0.0, 90.0, 15.0), (1.0, 0.0, 0.0)])
 def test_no_sixty_seconds_hold_more_than_the_amount(
-    amount: int, gaps: list[float], patience_s: float, every_s: float
+    amount: int, asks: list[tuple[float, float, float]]
 ) -> None:
-    """Whenever requests come, with or without patience, any 60 s let at most the amount go."""
+    """Whenever requests come, some with patience and a pace, any 60 s let at most the amount go."""
     till, now, went = Till(), NOON, []
-    pace = Pace(every_s) if every_s else None
-    wanted = wish(limit(amount, Window.MINUTE), patience_s=patience_s, pace=pace)
-    for gap in gaps:
+    for gap, patience_s, every_s in asks:
         now += gap
+        pace = Pace(every_s, str(every_s)) if every_s else None
+        wanted = wish(limit(amount, Window.MINUTE), patience_s=patience_s, pace=pace)
         answer = till.answer(wanted, now)
         if isinstance(answer, Spent):
             assert answer.retry_after is not None
