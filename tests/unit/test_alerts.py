@@ -112,6 +112,17 @@ async def test_every_metric_asked_for_exists(exported: set[str]) -> None:
     assert asked - exported == set()
 
 
+async def test_every_metric_is_explained(exported: set[str]) -> None:
+    """docs/observability.md names each metric of the ingress; those of the bus by the ends of their names."""
+    text = (ROOT / "docs/observability.md").read_text()
+    told = {
+        name.removeprefix("tierfall_bus") for name in re.findall(r"`((?:tierfall|litellm)?_[a-z_]+)", text)
+    }
+    metrics = {re.sub("_(bucket|count|sum)$", "", name) for name in exported if NAME.fullmatch(name)}
+    assert len(metrics) > 20
+    assert {name.removeprefix("tierfall_bus") for name in metrics} - told == set()
+
+
 def test_the_dashboard_is_in_order() -> None:
     """Panels have ids of their own, lie in the grid, overlap nowhere, and read the provisioned source."""
     panels = dashboard()["panels"]
