@@ -103,6 +103,7 @@ def test_the_good_file_is_good() -> None:
         ),
         (changed("provider: groq", "provider: grok, base_url: h"), 'tiers.far.base_url: is "h", must be'),
         (nats("url: nats//h"), 'nats.url: is "nats//h", must be embedded, or nats://host:4222'),
+        (nats("url: 'wss://h'"), 'nats.url: is "wss://h", must be embedded, or nats://host:4222'),
         (nats("url: 'nats://a,http://b'"), "nats.url: is "),
         (nats("url: 'nats://u:p@a'"), "3: nats.url: holds a user or password; put it into token or creds"),
         (

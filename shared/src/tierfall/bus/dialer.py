@@ -7,9 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from nats.errors import Error as NatsError
-
 from tierfall.bus import nkey
+from tierfall.bus.client import NatsError
 from tierfall.errors import BusDown
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-from nats.aio.client import Client
-
+from tierfall.bus.client import Client
 from tierfall.bus.message import Message
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 KNOWN_PROVIDERS: Final = ("openai", "groq", "gemini", "mistral")
 """Cloud providers whose address need not be written."""
-_NATS_SCHEMES: Final = ("nats", "tls", "ws", "wss")
+_NATS_SCHEMES: Final = ("nats", "tls")
 KEY_NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 """Of a client key whose use is counted: it becomes part of a NATS subject."""
 KEY_NAME_SAID: Final = "letters, digits, _ and -, with dots between"
