@@ -97,7 +97,8 @@ async def test_a_key_counts_everywhere(fleet: Fleet) -> None:
     await until_all_say(ingresses, key, 200)
     assert [(await ask(ingress, key)).status_code for ingress in ingresses] == [200] * 3
     late = await fleet.ingress()
-    await until_all_say([late], key, 200)
+    headers = {"authorization": f"Bearer {key}"}
+    assert (await late.client.get("/v1/models", headers=headers)).status_code == 200, "known from the start"
     await fleet.command("keys", "revoke", "alice")
     await until_all_say([*ingresses, late], key, 401)
     assert "alice" not in await fleet.command("keys", "list")

@@ -44,7 +44,7 @@ async def test_stored_keys_are_counted(tmp_path: Path) -> None:
     async with nats, Stack(CONFIG, {"one": ScriptedBackend()}, nats=nats) as stack:
         await KeyStore(stack.services.bus).create("alice", None, Limits())
         (found,) = await findings(tmp_path, stack)
-        assert (found["level"], found["text"]) == ("ok", "keeps tierfall_keys: 1 client keys")
+        assert (found["level"], found["text"]) == ("ok", "keeps tierfall_keys: 1 client key")
         await Bucket(stack.services.bus, KEYS).put("future", b"{}")
         ok, unreadable = await findings(tmp_path, stack)
         assert (ok["level"], unreadable["level"]) == ("ok", "warn")

@@ -62,6 +62,8 @@ class Services:
         """Subscribes to replies and beats."""
         await self.switchboard.start()
         await self.roster.start()
+        if self.stored is not None:
+            await self.stored.wait_read()
 
     async def close(self) -> None:
         """Ends what is open on the bus."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from tierfall.bus import Bus
     from tierfall.store import Entry
 
+FIRST_READ_S: Final = 2.0
+"""How long an ingress that starts waits for the keys before it listens without them."""
 AGAIN_S: Final = 1.0
 """When to ask again while the keys are still being read."""
 _log: Final = logging.getLogger("tierfall.ingress")
@@ -54,6 +58,15 @@ class StoredKeys:
             why = self.problem or "they are being read"
             raise StoreUnavailable(f"the keys that NATS keeps are not known yet: {why}", retry_after=AGAIN_S)
         return found
+
+    async def wait_read(self) -> None:
+        """Waits until all keys are known, so that the first request of a new ingress is not put off.
+
+        Not for long: without JetStream they never are, and the keys of the config work all the same.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_READ_S):
+                await self._watch.wait_complete()
 
     async def close(self) -> None:
         """Follows no more."""

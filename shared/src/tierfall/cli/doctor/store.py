@@ -30,7 +30,8 @@ async def examine(config: Config, path: Path, bus: Bus) -> list[Finding]:
     except BusError as error:
         text = f"{error.message}. Without it {_without(config, limited)}"
         return [Finding(Level.FAIL, SUBJECT, text, SWITCH_ON if error.message == NO_JETSTREAM else "")]
-    findings = [Finding(Level.OK, SUBJECT, f"keeps {KEYS}: {len(found)} client keys")]
+    count = f"{len(found)} client key" + ("" if len(found) == 1 else "s")
+    findings = [Finding(Level.OK, SUBJECT, f"keeps {KEYS}: {count}")]
     for name in unreadable:
         text = f"the record of {name} is of another version, so no ingress lets it in"
         command = f"tierfall keys revoke --config {path} {name}"
