@@ -16,7 +16,8 @@ from fakes.stack import ASK, Stack
 from tierfall.cli.doctor import Request, run
 from tierfall.cli.doctor.finding import Level
 from tierfall.cli.doctor.nats import compared
-from tierfall.errors import ProviderRefused
+from tierfall.errors import ProviderRefused, UnsupportedOperation
+from tierfall.protocol.operation import Operation
 from tierfall.worker import Health
 
 if TYPE_CHECKING:
@@ -155,6 +156,18 @@ async def test_a_trial_that_escalates_is_no_success_of_its_tier(path: Path) -> N
     text = report.of("trial gpu", "warn")[0]["text"]
     assert text == "first: tier cpu had to answer [gpu=provider_refused;cpu=ok]"
     assert "second answers in its place" in report.of("model first", "warn")[0]["text"]
+
+
+@pytest.mark.parametrize("ingress", [True, False])
+async def test_a_tier_that_only_embeds_is_tried_with_an_embedding(path: Path, ingress: bool) -> None:
+    """Its model makes no text, which is no fault; with an ingress and without."""
+    no_chat = UnsupportedOperation("this model is not one for /v1/chat/completions")
+    gpu, cpu = ScriptedBackend(), ScriptedBackend([[no_chat]])
+    async with stack(gpu, cpu) as gateway:
+        report = await diagnose(path, gateway.nats.url, url=gateway.url if ingress else "http://127.0.0.1:1")
+    (trial,) = report.of("trial cpu")
+    assert trial["level"] == "ok", trial
+    assert [ask.operation for ask in cpu.asks] == [Operation.CHAT, Operation.EMBEDDINGS]
 
 
 async def test_without_an_ingress_tiers_are_tried_over_nats(path: Path) -> None:

@@ -54,7 +54,7 @@ async def test_an_escalated_request(tiers: Tiers) -> None:
     tiers.a.scripts.extend([[BackendFault("500")], [BackendFault("500")]])
     await tiers.chat()
     page = await tiers.scrape()
-    assert page("tierfall_requests_total", model="first", status="200") == 1
+    assert page("tierfall_requests_total", model="first", operation="chat", status="200") == 1
     assert page("tierfall_request_seconds_count", model="first") == 1
     assert page("tierfall_attempts_total", tier="a", outcome="backend_fault") == 2
     assert page("tierfall_attempts_total", tier="b", outcome="ok") == 1
@@ -151,7 +151,7 @@ async def test_a_stream_that_breaks(tiers: Tiers) -> None:
     await tiers.chat(stream=True)
     page = await tiers.scrape()
     assert page("tierfall_broken_streams_total", tier="a", reason="stream_broken") == 1
-    assert page("tierfall_requests_total", model="first", status="200") == 1
+    assert page("tierfall_requests_total", model="first", operation="chat", status="200") == 1
 
 
 async def test_labels_are_bounded(tiers: Tiers) -> None:
@@ -159,7 +159,9 @@ async def test_labels_are_bounded(tiers: Tiers) -> None:
     for number in range(5):
         assert (await tiers.chat(model=f"made-up-{number}")).status_code == 404
     page = await tiers.scrape()
-    assert page.labels("tierfall_requests_total") == [{"model": "other", "status": "404"}]
+    assert page.labels("tierfall_requests_total") == [
+        {"model": "other", "operation": "chat", "status": "404"}
+    ]
     assert page("litellm_proxy_failed_requests_metric_total", requested_model="other") == 5
 
 
@@ -171,7 +173,7 @@ async def test_usage_that_is_none(tiers: Tiers, usage: object) -> None:
     assert (await tiers.chat(stream=True)).text.endswith("data: [DONE]\n\n")
     page = await tiers.scrape()
     assert page("tierfall_tokens_total", model="first", kind="prompt") == 0
-    assert page("tierfall_requests_total", model="first", status="200") == 1
+    assert page("tierfall_requests_total", model="first", operation="chat", status="200") == 1
 
 
 async def test_the_bus_and_the_process(tiers: Tiers) -> None:

@@ -91,7 +91,7 @@ async def test_the_sdk_does_not_hammer(stack: Stack) -> None:
             await client.chat.completions.create(model="only", messages=[{"role": "user", "content": "x"}])
     assert limited.value.code == "insufficient_quota"
     page = await Page.get(stack.client)
-    assert page("tierfall_requests_total", model="only", status="429") == 1
+    assert page("tierfall_requests_total", model="only", operation="chat", status="429") == 1
 
 
 async def test_a_spent_minute_is_worth_another_try(stack: Stack) -> None:

@@ -175,5 +175,7 @@ async def test_tokens_are_counted(gateway: Gateway, caplog: pytest.LogCaptureFix
         await gateway.embed()
     page = (await gateway.client.get("/metrics")).text
     assert 'tierfall_tokens_total{kind="prompt",model="first"} 3.0' in page
+    assert 'tierfall_requests_total{model="first",operation="embeddings",status="200"} 1.0' in page
+    assert "tierfall_first_output_seconds_count" not in page  # they have no first token
     (line,) = [record for record in caplog.records if record.message == "embeddings"]
     assert line.fields["prompt_tokens"] == 3  # type: ignore[attr-defined]  # ours

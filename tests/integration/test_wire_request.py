@@ -423,7 +423,7 @@ async def test_hanging_up_stops_the_work(gateway: Gateway, begun: bool, stream: 
     await until(lambda: gateway.one.cancelled == 1 and gateway.idle)
     await until(lambda: gateway.services.meters.in_flight == 0)
     metrics = (await gateway.client.get("/metrics")).text
-    assert 'tierfall_requests_total{model="first",status="499"} 1.0' in metrics
+    assert 'tierfall_requests_total{model="first",operation="chat",status="499"} 1.0' in metrics
 
 
 async def test_hanging_up_with_a_request_in_the_pipeline(gateway: Gateway) -> None:

@@ -225,7 +225,9 @@ class Exchange:
         known = model if model in self._services.config.models else "other"
         answer, ladder = self._answer, self._ladder
         ending = None if answer is None else answer.ending
-        self._services.meters.finished(known, status, took, answer, ending)
+        self._services.meters.finished(
+            known, self._operation, status, took_s=took, answer=answer, ending=ending
+        )
         if self._charge is not None:
             outputs = 0 if ending is not None or self._transcript is None else self._transcript.events
             self._charge.settle(None if answer is None else answer.model, ending, outputs, failure)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Gauge
 
+from tierfall.protocol.operation import Operation
 from tierfall.telemetry.metrics import BusCollector, Counts, Timings, new_registry
 from tierfall_ingress.quotas import QuotaCollector
 from tierfall_ingress.standings import StandingsCollector
@@ -33,10 +34,14 @@ class Meters:
             lambda: self.in_flight
         )
         self._requests = self._counter(
-            "tierfall_requests", "Chat requests, by model asked for and HTTP status.", "model", "status"
+            "tierfall_requests",
+            "Requests, by model asked for, by what of it, and by HTTP status.",
+            "model",
+            "operation",
+            "status",
         )
         self._seconds = self._histogram(
-            "tierfall_request_seconds", "Chat requests, from first byte in to last byte out.", "model"
+            "tierfall_request_seconds", "Requests, from first byte in to last byte out.", "model"
         )
         self._first_output = self._histogram(
             "tierfall_first_output_seconds",
@@ -119,28 +124,39 @@ class Meters:
         self._limited.add((metric, window))
 
     def finished(
-        self, model: str, status: int, took_s: float, answer: Answer | None, ending: Ending | None
+        self,
+        model: str,
+        operation: Operation,
+        status: int,
+        *,
+        took_s: float,
+        answer: Answer | None,
+        ending: Ending | None,
     ) -> None:
         """A request is over.
 
         Args:
             model: What was asked for; ``other`` for what is not configured.
+            operation: What of it. Embeddings have no first output that would tell how quick a model begins.
             status: The HTTP status, or the one that an error would have had that came after the first byte.
             took_s: Seconds from its first byte to its answer's last.
             answer: Whose it was, if anybody's.
             ending: What its worker said at its end, if it came to one.
         """
-        self._requests.add((model, str(status)))
+        self._requests.add((model, operation.value, str(status)))
         self._seconds.add((model,), took_s)
         self._litellm_requests.add((model,))
         if status >= FAILED_FROM:
             self._litellm_failed.add((model,))
         if answer is None:
             return
-        self._first_output.add((answer.tier,), answer.first_output_s)
+        generated = operation is not Operation.EMBEDDINGS
+        if generated:
+            self._first_output.add((answer.tier,), answer.first_output_s)
         if status < FAILED_FROM:
             self._litellm_latency.add((model, answer.model), took_s)
-            self._litellm_first_token.add((model, answer.model), answer.attempt_output_s)
+            if generated:
+                self._litellm_first_token.add((model, answer.model), answer.attempt_output_s)
         if ending is not None:
             self._tokens.add((answer.model, "prompt"), ending.prompt_tokens)
             self._tokens.add((answer.model, "completion"), ending.completion_tokens)

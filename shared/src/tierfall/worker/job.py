@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from tierfall.protocol.envelope import Envelope, Resume
+    from tierfall.protocol.operation import Operation
     from tierfall.worker.backend import Backend
     from tierfall.worker.operations import Answer
     from tierfall.worker.reply import Reply
@@ -89,6 +90,11 @@ class Job:
     def stream(self) -> int:
         """The attempt's id."""
         return self._envelope.stream
+
+    @property
+    def operation(self) -> Operation:
+        """What is asked for."""
+        return self._envelope.operation
 
     def start(self) -> asyncio.Task[None]:
         """Begins the work in a task of its own."""

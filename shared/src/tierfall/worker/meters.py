@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.registry import Collector
 
+from tierfall.protocol.operation import Operation
 from tierfall.telemetry.metrics import BusCollector, Counts, Timings, new_registry, tier_gauge
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Meters:
     def finished(self, tier: str, job: Job) -> None:
         """A request has left its slot."""
         self._requests.add((tier, job.outcome))
-        if job.first_output_s is not None:
+        if job.first_output_s is not None and job.operation is not Operation.EMBEDDINGS:
             self._first_output.add((tier,), job.first_output_s)
         if job.ending is not None:
             self._tokens.add((tier, "prompt"), job.ending.prompt_tokens)

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.cli.doctor.http import Unreachable, ask
-from tierfall.errors import NoWorkers, TierfallError
+from tierfall.errors import NoWorkers, TierfallError, UnsupportedOperation
 from tierfall.protocol import subjects
 from tierfall.protocol.envelope import Envelope, pack
 from tierfall.protocol.failure import unpack_failure
 from tierfall.protocol.frames import Frame, FrameError, Kind, decode, encode
+from tierfall.protocol.operation import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from tierfall.bus import Bus, Message
+    from tierfall.cli.doctor.http import Answer
     from tierfall.cli.doctor.ingress import Ingress
     from tierfall.config import Config, Model
 
@@ -48,7 +50,7 @@ class Trial:
         self._ingress = ingress
 
     async def run(self, tiers: Collection[str]) -> dict[str, Finding]:
-        """All of them at once, each with one token of an answer.
+        """All of them at once, each with one token of an answer; with a vector, where a model makes no text.
 
         Returns:
             A finding for each tier that some model names.
@@ -68,14 +70,13 @@ class Trial:
     async def _through_ingress(self, tier: str, name: str) -> Finding:
         subject = f"trial {tier}"
         wait_s = _wait_s(self._config.models[name])
-        url = f"{self._ingress.url}/v1/chat/completions"
         try:
-            answer = await asyncio.to_thread(
-                ask, url, key=self._ingress.key, body=_body(name), timeout_s=wait_s
-            )
+            answer = await self._asked(Operation.CHAT, name, wait_s)
+            if _attempts(answer).startswith(f"{tier}={UnsupportedOperation.slug}"):
+                answer = await self._asked(Operation.EMBEDDINGS, name, wait_s)
         except Unreachable as error:
             return Finding(Level.WARN, subject, f"{name}: no answer within {wait_s:.0f} s: {error}")
-        attempts = answer.headers.get("x-tierfall-attempts", "")
+        attempts = _attempts(answer)
         if answer.status != _OK or answer.message:
             said = answer.message[:SHOWN_CHARACTERS] or str(answer.status)
             return Finding(Level.WARN, subject, f"{name}: {answer.status} {said} [{attempts}]")
@@ -83,16 +84,26 @@ class Trial:
         if by != tier:
             return Finding(Level.WARN, subject, f"{name}: tier {by} had to answer [{attempts}]")
         worker = answer.headers.get("x-tierfall-worker", "")
-        text = f"{name}: first token after {answer.first_data_s or 0:.2f} s, from {worker} [{attempts}]"
-        return Finding(Level.OK, subject, text)
+        first_s = answer.first_data_s
+        told = "embeddings" if first_s is None else f"first token after {first_s:.2f} s"
+        return Finding(Level.OK, subject, f"{name}: {told}, from {worker} [{attempts}]")
+
+    async def _asked(self, operation: Operation, name: str, wait_s: float) -> Answer:
+        url, body = f"{self._ingress.url}/v1{operation.path}", _body(operation, name)
+        return await asyncio.to_thread(ask, url, key=self._ingress.key, body=body, timeout_s=wait_s)
 
     async def _over_nats(self, bus: Bus, tier: str, name: str) -> Finding:
         subject = f"trial {tier}"
         wait_s = _wait_s(self._config.models[name])
-        attempt = _Attempt(bus, tier, name, self._config.models[name], wait_s)
+        model = self._config.models[name]
+        attempt = _Attempt(bus, tier, name, model, wait_s, operation=Operation.CHAT)
         try:
             async with asyncio.timeout(wait_s):
-                took_s = await attempt.run()
+                try:
+                    took_s = await attempt.run()
+                except UnsupportedOperation:
+                    attempt = _Attempt(bus, tier, name, model, wait_s, operation=Operation.EMBEDDINGS)
+                    took_s = await attempt.run()
         except TimeoutError:
             held = f"{attempt.worker} took it and" if attempt.worker else "no worker took it and"
             return Finding(
@@ -108,22 +119,32 @@ class Trial:
 class _Attempt:
     """One attempt, as the ingress makes them; it ends with the first output."""
 
-    def __init__(self, bus: Bus, tier: str, name: str, model: Model, wait_s: float) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        tier: str,
+        name: str,
+        model: Model,
+        wait_s: float,
+        *,
+        operation: Operation,
+    ) -> None:
         self.worker = ""
         self._bus = bus
         self._tier = tier
         self._stream = secrets.randbits(64)
         self._frames: asyncio.Queue[Frame | None] = asyncio.Queue()
-        self._body = json.dumps(_body(name)).encode()
+        self._body = json.dumps(_body(operation, name)).encode()
         self._envelope = Envelope(
             stream=self._stream,
             request_id=f"doctor-{self._stream:016x}",
             attempt=1,
             model=name,
             backend_model=model.backend_model,
+            operation=operation,
             answer_id="chatcmpl-doctor",
             created=int(time.time()),
-            streaming=True,
+            streaming=operation is Operation.CHAT,
             expires_at=time.time() + wait_s,
             signs_every_s=wait_s,
             window=WINDOW_BYTES,
@@ -183,7 +204,13 @@ class _Attempt:
         self._bus.publish(subjects.control(self.worker), encode(kind, self._stream, 0, payload))
 
 
-def _body(name: str) -> dict[str, Any]:
+def _attempts(answer: Answer) -> str:
+    return answer.headers.get("x-tierfall-attempts", "")
+
+
+def _body(operation: Operation, name: str) -> dict[str, Any]:
+    if operation is Operation.EMBEDDINGS:
+        return {"model": name, "input": "Say hello."}
     return {"model": name, "messages": _PROMPT, "max_tokens": 1, "stream": True}
 
 
