@@ -12,6 +12,7 @@ import tracemalloc
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+from unittest import mock
 
 import httpx
 
@@ -21,6 +22,7 @@ from fakes.polling import until
 from fakes.raw_client import RawClient
 from fakes.soak_provider import SoakProvider, prompt, text_for
 from fakes.stack import Stack
+from tierfall.upstream import http
 from tierfall_worker_vllm.main import build
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ STREAM_SHARE: Final = 0.8
 """Of the clients that may do either."""
 FAULT_SHARE: Final = 0.15
 SETTLE_S: Final = 30.0
+DISTRUST_S: Final = 1.0
+"""For servers that close behind their answers. Shorter than it is, or one count would find the connections of
+providers that are not trusted to keep any, and the other those of providers that are."""
 WARM_UP_S: Final = 8.0
 """Of the same load, before the first count: what is loaded and cached late is no leak."""
 RIGHT_STATUSES: Final = frozenset({429, 502, 503, 504})
@@ -130,7 +135,7 @@ class Soak:
         self._providers = (first, second)
         tracemalloc.start()
         try:
-            with self._tracebacks_count():
+            with self._tracebacks_count(), mock.patch.object(http, "DISTRUST_S", DISTRUST_S):
                 async with first, second:
                     config = CONFIG.format(a=first.base_url, b=second.base_url, deadlines=DEADLINES)
                     async with Stack(config, builds={"vllm": build}) as self._stack:

@@ -108,7 +108,8 @@ class SoakProvider(FakeProvider):
     def prune(self) -> None:
         """Forgets what is over: a long run must not be measured by its own notes."""
         self.requests = [request for request in self.requests if not _over(request)]
-        self._connections = {each for each in self._connections if not each.gone.is_set()}
+        # In place: its server adds new ones to this very set.
+        self._connections.difference_update([each for each in self._connections if each.gone.is_set()])
 
 
 def _over(request: Recorded) -> Any:

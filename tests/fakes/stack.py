@@ -137,11 +137,11 @@ class Stack:
         """One worker vanishes without a word: its connection is cut, as when its process is killed."""
         process = self.workers.pop(key)
         bus = self._buses.pop(key)
-        wire = bus._wire
-        assert wire is not None
+        wire = bus._wire  # none while NATS is away
         bus._closed = True
         bus._connected = False
-        await wire.shut()
+        if wire is not None:
+            await wire.shut()
         assert bus._keeper is not None
         bus._keeper.cancel()
         for _, station in process._stations.values():
