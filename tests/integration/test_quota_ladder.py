@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
-from fakes.behaviour import Answer
+from fakes.behaviour import Answer, error_body
 from fakes.faults import Status
 from fakes.nats_server import NatsServer
 from fakes.polling import until
@@ -102,6 +102,16 @@ async def test_a_spent_minute_is_worth_another_try(stack: Stack) -> None:
     assert answer.json()["error"]["code"] == "rate_limit_exceeded"
     assert 50 < int(answer.headers["retry-after"]) <= 64
     assert "x-should-retry" not in answer.headers
+
+
+async def test_a_limit_that_was_waited_out_in_vain(stack: Stack, provider: FakeProvider) -> None:
+    """A 429 is waited for, and then the quota is spent: the client hears of the quota, not of the seconds."""
+    spent = error_body("pay", "insufficient_quota", "insufficient_quota")
+    provider.plan(Status(429, retry_after=0.3), Status(429, body=spent))
+    answer = await stack.chat(model="free")
+    assert answer.headers["x-tierfall-attempts"] == "sky=rate_limited;sky=quota_exhausted"
+    assert answer.json()["error"]["code"] == "insufficient_quota"
+    assert answer.headers["x-should-retry"] == "false"
 
 
 async def test_a_spent_tier_is_skipped(stack: Stack, provider: FakeProvider) -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import re
+from typing import TYPE_CHECKING
+
 import pytest
 
+from tierfall.cli import check
 from tierfall.config import CloudTier, Quota, Rate, Secret, notes, parse
 from tierfall.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEXT = """
 tiers:
@@ -80,3 +88,15 @@ def test_one_of_several_keys_may_be_missing() -> None:
     assert "tiers.groq.api_keys[1]: B is not set, so this tier goes without it" in some
     none = notes(parse(text(), {}, "home.yaml"))
     assert "tiers.groq.api_keys[0]: A is not set, so this tier cannot answer" in none
+
+
+def test_check_tells_the_quotas(tmp_path: Path) -> None:
+    """``tierfall check`` lists each limit once: what all models of a tier share, and what one has alone."""
+    path, out = tmp_path / "home.yaml", io.StringIO()
+    path.write_text(text(tier="requests: [60/m]", model="requests: [6000/d], smooth: 4/m"))
+    assert check.run(str(path), out, {"A": "1", "B": "2"}) == 0
+    rows = [re.split(r" {2,}", line) for line in out.getvalue().splitlines()]
+    assert ["all of tier groq", "60 requests a minute", "A, B", "UTC"] in rows
+    assert ["groq/llama", "6000 requests a day", "A, B", "UTC"] in rows
+    assert ["llama", "one each 15s", "A, B", "UTC"] in rows
+    assert sum(row[0] == "all of tier groq" for row in rows) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tierfall.errors import (
     BackendFault,
@@ -15,6 +15,9 @@ from tierfall.errors import (
     TierfallError,
     WorkerLost,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 RETRY_AFTER_S: Final = 1.0
 """What a client is told to wait when no tier could answer: a worker that starts is noticed that soon."""
@@ -53,10 +56,19 @@ class Story:
         self.chapters.append(Chapter(tier, outcome, took_s, error))
         self.header = f"{self.header};{tier}={outcome}" if self.header else f"{tier}={outcome}"
 
+    def _errors(self) -> Iterator[TierfallError]:
+        """What went wrong; not a rate limit that was waited out, only to find the tier's quota spent."""
+        for number, chapter in enumerate(self.chapters):
+            waited_out = isinstance(chapter.error, RateLimited) and any(
+                later.tier == chapter.tier and isinstance(later.error, QuotaExhausted)
+                for later in self.chapters[number + 1 :]
+            )
+            if chapter.error is not None and not waited_out:
+                yield chapter.error
+
     def verdict(self, model: str) -> TierfallError:
         """The one error of a ladder that came to its end: the most telling one's, with the story."""
-        errors = [chapter.error for chapter in self.chapters if chapter.error is not None]
-        telling = max(errors, key=_weight)
+        telling = max(self._errors(), key=_weight)
         if isinstance(telling, ContextLengthExceeded) or (
             len(self.chapters) == 1 and isinstance(telling, InvalidRequest)
         ):

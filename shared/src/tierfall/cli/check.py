@@ -9,6 +9,7 @@ from tierfall.config import EMBEDDED, CloudTier, load, notes
 from tierfall.config.check import secrets
 from tierfall.config.scalars import show_duration
 from tierfall.errors import ConfigError
+from tierfall.quota import plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,7 @@ def _report(config: Config) -> Iterator[str]:
         [name, tier.kind, _backend(tier), str(tier.max_in_flight)] for name, tier in config.tiers.items()
     ]
     yield from _table(["TIER", "WORKER", "BACKEND", "SLOTS"], tiers)
+    yield from _table(["QUOTA OF", "AT MOST", "WITH EACH OF", "DAYS OF"], _quotas(config))
     named = [[path, secret.source or "in the file", _state(secret)] for path, secret in secrets(config)]
     yield from _table(["SECRET", "FROM", "STATE"], named)
     if not server.api_keys:
@@ -63,6 +65,18 @@ def _report(config: Config) -> Iterator[str]:
         yield ""
         yield "notes"
         yield from (f"  {note}" for note in said)
+
+
+def _quotas(config: Config) -> Iterator[list[str]]:
+    """One row a limit; what holds for all models of a tier together stands once."""
+    rows: dict[tuple[str, ...], None] = {}
+    for name, plan in plans(config).items():
+        limits = [(limit.of, limit.text) for limit in plan.limits]
+        if plan.pace is not None:
+            limits.append((plan.pace.of, f"one each {show_duration(plan.pace.every_s)}"))
+        for of, text in limits:
+            rows[name if of else f"all of tier {plan.tier}", text, ", ".join(plan.keys), plan.zone] = None
+    yield from map(list, rows)
 
 
 def _rung(config: Config, name: str) -> str:
