@@ -230,7 +230,8 @@ class Job:
                     self.reply.progress(item.doing)
                     continue
                 self._take(item, answer, sink, asked_at)
-                await self.reply.room()
+                if self.reply.is_full:
+                    await self.reply.room()
                 if answer.complete:
                     break
             else:

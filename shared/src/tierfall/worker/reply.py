@@ -136,6 +136,11 @@ class Reply:
             self._drained.clear()
         self._outbox.touch(self, urgent=first)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether more should not be written before :meth:`room`."""
+        return len(self._pending) > PENDING_LIMIT_BYTES
+
     async def room(self) -> None:
         """Waits until the client has taken enough for more to be written."""
         await self._drained.wait()
