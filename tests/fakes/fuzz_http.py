@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from tierfall.upstream.http import ConnectionBroken, HttpPool, Response, _Connection
+from tierfall.upstream.connection import Connection, ConnectionBroken, Response
+from tierfall.upstream.http import HttpPool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Wire(asyncio.Transport):
 async def outcome_of(pieces: Sequence[bytes]) -> Outcome:
     """One exchange whose answer comes in these pieces, and then the end of the connection."""
     pool = HttpPool({}, connect_timeout_s=1, keepalive_s=60)
-    connection, wire = _Connection(pool, ("h", 80, False), asyncio.get_running_loop()), Wire()
+    connection, wire = Connection(pool, ("h", 80, False), asyncio.get_running_loop()), Wire()
     connection.connection_made(wire)
     asking = asyncio.ensure_future(connection.exchange(b"GET / HTTP/1.1\r\n\r\n"))
     await asyncio.sleep(0)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from fakes.polling import until
-from tierfall.upstream import http
-from tierfall.upstream.http import ConnectFailed, ConnectionBroken, HttpPool, Url
+from tierfall.upstream import connection
+from tierfall.upstream.connection import ConnectFailed, ConnectionBroken
+from tierfall.upstream.http import HttpPool, Url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -199,7 +200,7 @@ async def test_a_server_that_closes_behind_its_answers_is_not_trusted_to_keep(
     pool: HttpPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After one such end each request has a connection of its own, until the server is trusted again."""
-    monkeypatch.setattr(http, "HASTY_CLOSE_S", 30.0)  # however slow the machine is
+    monkeypatch.setattr(connection, "HASTY_CLOSE_S", 30.0)  # however slow the machine is
     async with Server([HELLO, None]) as server:
         assert await body_of(pool, server.url, body=b"{}") == b"hello"
         await until(lambda: not pool._open)
@@ -218,7 +219,7 @@ async def test_a_large_answer_that_is_not_read_does_not_hold_up_the_next(
     pool: HttpPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole answer above the high-water mark that is given up leaves a connection that can be used."""
-    monkeypatch.setattr(http, "HIGH_WATER_BYTES", 1000)
+    monkeypatch.setattr(connection, "HIGH_WATER_BYTES", 1000)
     body = b"z" * 5000
     large = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     async with Server([large]) as server:
@@ -307,7 +308,7 @@ async def test_bytes_that_nobody_asked_for_close_an_idle_connection(pool: HttpPo
 
 async def test_an_unread_answer_stops_the_server(pool: HttpPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not read is not piled up without bound, and goes on when it is."""
-    monkeypatch.setattr(http, "HIGH_WATER_BYTES", 64 * 1024)
+    monkeypatch.setattr(connection, "HIGH_WATER_BYTES", 64 * 1024)
     size = 64 * 1024 * 1024
     piece = b"z" * (1024 * 1024)
     async with Server([b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size] + [piece] * 64) as server:

@@ -286,7 +286,7 @@ async def test_connections_that_the_engine_closes_cost_one_request_at_most(
     provider: FakeProvider, upstream: OpenAIUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine that closes after each answer, unannounced, may swallow what is sent at that moment, once."""
-    monkeypatch.setattr("tierfall.upstream.http.HASTY_CLOSE_S", 30.0)  # however slow the machine is
+    monkeypatch.setattr("tierfall.upstream.connection.HASTY_CLOSE_S", 30.0)  # however slow the machine is
     provider.default = ClosesAfter()
     found = [(await run(upstream))[:2] for _ in range(20)]
     whole = [text for text, error in found if error is None]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from tierfall.errors import BackendDown, BackendFault, ConfigError, StreamBroken
-from tierfall.upstream.http import ConnectFailed, ConnectionBroken, HttpPool, Url
+from tierfall.upstream.connection import ConnectFailed, ConnectionBroken
+from tierfall.upstream.http import HttpPool, Url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-    from tierfall.upstream.http import Response
+    from tierfall.upstream.connection import Response
 
 CONNECT_TIMEOUT_S: Final = 2.0
 ASK_TIMEOUT_S: Final = 1.0

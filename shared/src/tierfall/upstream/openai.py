@@ -20,14 +20,15 @@ from tierfall.errors import (
 )
 from tierfall.protocol.operation import Operation
 from tierfall.upstream.completion import as_chunk
+from tierfall.upstream.connection import ConnectFailed, ConnectionBroken
 from tierfall.upstream.failure import Source, from_answer, from_event
-from tierfall.upstream.http import ConnectFailed, ConnectionBroken, HttpPool, Url
+from tierfall.upstream.http import HttpPool, Url
 from tierfall.upstream.sse import DONE, MAX_EVENT_BYTES, SSEParser
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
-    from tierfall.upstream.http import Response
+    from tierfall.upstream.connection import Response
 
 LOCAL_CONNECT_TIMEOUT_S: Final = 2.0
 CLOUD_CONNECT_TIMEOUT_S: Final = 5.0
