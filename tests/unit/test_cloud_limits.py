@@ -126,6 +126,16 @@ def test_what_a_request_may_come_to() -> None:
     assert tokens.estimate(body(), 10**9).likely == prompt + tokens.LIKELY_TOKENS
 
 
+@pytest.mark.parametrize(("asked", "answers"), [("a", 2), ([1, 2], 2), (["a", "b", "c"], 6), ([[1], [2]], 4)])
+def test_each_prompt_has_its_answers(asked: object, answers: int) -> None:
+    """A completion of several prompts reserves for each of them; embeddings reserve no answer at all."""
+    several = body(max_tokens=50, n=2, prompt=asked)
+    found = tokens.estimate(several, 10**9)
+    assert found.most == found.prompt + answers * 50
+    none = tokens.estimate(several, 10**9, answers=False)
+    assert none.most == none.prompt
+
+
 def test_only_the_clients_own_wish_is_above_a_limit() -> None:
     """Our guess never keeps a request from being sent; what the client asks for may."""
     assert tokens.estimate(body(), 500).most == 500

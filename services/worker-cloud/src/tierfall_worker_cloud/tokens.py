@@ -57,7 +57,7 @@ def estimate(body: Mapping[str, msgspec.Raw], limit: int, *, answers: bool = Tru
     """
     prompt = sum(_prompt(bytes(body[name])) for name in _PROMPT if name in body)
     asked = next((number for name in _LIMITS if (number := _number(body, name)) is not None), None)
-    choices = (_number(body, "n") or 1) if answers else 0
+    choices = _prompts(body) * (_number(body, "n") or 1) if answers else 0
     answer = choices * (ANSWER_TOKENS if asked is None else asked)
     most = prompt + answer
     if asked is None or answer <= limit:
@@ -81,6 +81,13 @@ def used(payload: bytes) -> int | None:
 def _prompt(raw: bytes) -> int:
     text, images = _INLINE.subn(b"", raw) if b";base64," in raw else (raw, 0)
     return -(-len(text) // BYTES_PER_TOKEN) + images * IMAGE_TOKENS
+
+
+def _prompts(body: Mapping[str, msgspec.Raw]) -> int:
+    """How many answers are made for each of ``n``: a text completion may have several prompts."""
+    raw = body.get("prompt", b"null")
+    prompts = msgspec.json.decode(raw) if bytes(raw).startswith(b"[") else []
+    return len(prompts) if prompts and not isinstance(prompts[0], int) else 1
 
 
 def _number(body: Mapping[str, msgspec.Raw], name: str) -> int | None:
