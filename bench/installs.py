@@ -51,7 +51,7 @@ def install(peer: str) -> Path:
         "install",
         "--quiet",
     ]
-    hashed: list[str | Path] = ["--require-hashes", "--only-binary", ":all:", "-r", lock]
+    hashed: list[str | Path] = ["--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", lock]
     done = subprocess.run([*pip, *hashed], capture_output=True, text=True, check=False)  # noqa: S603 - our own
     if done.returncode != 0:
         raise NotInstallable((done.stderr.strip() or "pip failed").splitlines()[-1])
