@@ -30,7 +30,7 @@ from tierfall_ingress.transcript import Transcript, may_resume
 from tierfall_ingress.wire import JSON, error_body, error_headers, request_id, respond
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Awaitable, MutableMapping
 
     from tierfall.config import Config
     from tierfall.protocol.operation import Operation
@@ -63,9 +63,9 @@ class Endpoint:
         self._services = services
         self._operation = operation
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> Awaitable[None]:
         """Answers one request, whatever happens."""
-        await Exchange(self._services, self._operation, scope, receive, send).run()
+        return Exchange(self._services, self._operation, scope, receive, send).run()
 
 
 class Exchange:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from tierfall.protocol.envelope import Resume
+from tierfall_ingress.line import KEEP_ALIVE
 
 if TYPE_CHECKING:
     from tierfall_ingress.ask import Ask
@@ -17,6 +18,7 @@ break; reading none before the end would take forty times the memory of their te
 TEXT_LIMIT: Final = 128 * 1024
 """Characters of text that travel with a resumed request; they share a message with its body."""
 _EVENT: Final = b"data: "
+_END: Final = b"\n\n"
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """JSON may pass through unread that no parser can hold: a number above all floats, deep nesting."""
 _body: Final = msgspec.json.Decoder(dict[str, Any])
@@ -50,7 +52,7 @@ class _Chunk(msgspec.Struct):
 
 
 _NO_DELTA: Final = _Delta()
-_chunk: Final = msgspec.json.Decoder(_Chunk)
+_chunks: Final = msgspec.json.Decoder(list[_Chunk])
 
 
 class Transcript:
@@ -94,25 +96,24 @@ class Transcript:
         )
 
     def _read(self) -> None:
-        events, self._unread = bytes(self._unread).split(b"\n\n"), bytearray()
-        for event in events:
-            if event.startswith(_EVENT):
-                self._events += 1
-                self._read_event(event)
-        self._content, self._reasoning = ["".join(self._content)], ["".join(self._reasoning)]
-
-    def _read_event(self, event: bytes) -> None:
+        """Reads all events as one JSON array: no line break stands in one, so where one ends can be seen."""
+        events, self._unread = bytes(self._unread).replace(KEEP_ALIVE, b""), bytearray()
+        array = b"[%b]" % events.removeprefix(_EVENT).removesuffix(_END).replace(_END + _EVENT, b",")
         try:
-            chunk = _chunk.decode(memoryview(event)[len(_EVENT) :])
+            chunks = _chunks.decode(array)
         except _UNREADABLE:
+            self._events += events.count(_END)
             self._readable = False
             self._give_up()
             return
-        for choice in chunk.choices or ():
-            if choice.finish_reason:
-                self._finished.add(choice.index)
-            if self._continuable:
-                self._take(choice, choice.delta or _NO_DELTA)
+        self._events += len(chunks)
+        for chunk in chunks:
+            for choice in chunk.choices or ():
+                if choice.finish_reason:
+                    self._finished.add(choice.index)
+                if self._continuable:
+                    self._take(choice, choice.delta or _NO_DELTA)
+        self._content, self._reasoning = ["".join(self._content)], ["".join(self._reasoning)]
 
     def _take(self, choice: _Choice, delta: _Delta) -> None:
         text = delta.content or choice.text or ""

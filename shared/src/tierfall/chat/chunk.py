@@ -134,7 +134,8 @@ class ChunkStream:
     @property
     def complete(self) -> bool:
         """Whether every choice asked for has its ``finish_reason``: the only sign of a whole answer."""
-        return len(self._finished) >= max(self._asked, len(self._seen))
+        finished = len(self._finished)
+        return finished > 0 and finished >= max(self._asked, len(self._seen))
 
     @property
     def missing(self) -> int:

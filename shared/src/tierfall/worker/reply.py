@@ -109,7 +109,8 @@ class Reply:
         self._sent = 0
         self._seq = 0
         self._ready: list[bytes] = []
-        self._pending = bytearray()
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
         self._last: tuple[Kind, bytes] | None = None
         self._drained = asyncio.Event()
         self._drained.set()
@@ -131,15 +132,16 @@ class Reply:
     def write(self, data: bytes) -> None:
         """Whole SSE events, or the whole JSON body."""
         first = not self._sent and not self._pending
-        self._pending += data
-        if len(self._pending) > PENDING_LIMIT_BYTES:
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        if self._pending_bytes > PENDING_LIMIT_BYTES:
             self._drained.clear()
         self._outbox.touch(self, urgent=first)
 
     @property
     def is_full(self) -> bool:
         """Whether more should not be written before :meth:`room`."""
-        return len(self._pending) > PENDING_LIMIT_BYTES
+        return self._pending_bytes > PENDING_LIMIT_BYTES
 
     async def room(self) -> None:
         """Waits until the client has taken enough for more to be written."""
@@ -157,6 +159,7 @@ class Reply:
         """Nobody waits any longer: nothing more is sent."""
         self._ready.clear()
         self._pending.clear()
+        self._pending_bytes = 0
         self._last = None
         self._drained.set()
         self._on_done()
@@ -179,8 +182,10 @@ class Reply:
         return frames
 
     def _cut_pending(self, frames: list[bytes]) -> None:
-        data, limit = bytes(self._pending), self._outbox.part_limit
-        self._pending.clear()
+        pending, limit = self._pending, self._outbox.part_limit
+        data = pending[0] if len(pending) == 1 else b"".join(pending)
+        pending.clear()
+        self._pending_bytes = 0
         self._sent += len(data)
         self._drained.set()
         while len(data) > limit:

@@ -56,10 +56,14 @@ class EventSink:
 
     def feed(self, chunk: bytes) -> None:
         """Sends it, once there is real output."""
-        self._held.append(b"data: " + chunk + b"\n\n")
-        if self._chunks.started:
-            self._reply.write(b"".join(self._held))
+        event = b"data: %b\n\n" % chunk
+        if not self._chunks.started:
+            self._held.append(event)
+        elif self._held:
+            self._reply.write(b"".join([*self._held, event]))
             self._held.clear()
+        else:
+            self._reply.write(event)
 
     def close(self) -> None:
         """The usage chunk, if it was asked for and the backend told."""
