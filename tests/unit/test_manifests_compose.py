@@ -135,7 +135,7 @@ def test_images_hold_one_service_each(name: str) -> None:
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
     assert copied == [f"requirements/build.lock requirements/{name}.lock", "shared", f"services/{name}"]
     assert text.count("\nFROM ") == 2
-    assert text.count("--require-hashes --only-binary :all:") == 2
+    assert text.count("--require-hashes --no-deps --only-binary :all:") == 2
     assert "://" not in re.sub(r"http://127\.0\.0\.1", "", text)
     assert "\nUSER 10001:10001\n" in text
     assert "\nHEALTHCHECK " in text

@@ -48,6 +48,15 @@ class Console:
         return f"\x1b[{code}m{padded}\x1b[0m " if self._colour else f"{padded} "
 
     def _write(self, line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        try:
             self._stream.write(f"{line}\n")
             self._stream.flush()
+        except (OSError, ValueError):
+            self._write_to_nobody()
+
+    def _write_to_nobody(self) -> None:
+        """What is left in the stream's buffer would fail once more at the exit, and spoil its status."""
+        with contextlib.suppress(OSError, ValueError):
+            nobody = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nobody, self._stream.fileno())
+            os.close(nobody)
