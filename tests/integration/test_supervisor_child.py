@@ -183,8 +183,8 @@ async def test_output_comes_whole_and_prefixed(bench: Bench) -> None:
     bench.start(
         """
         import sys, time
-        print("x" * 100_000)
-        print("[INF] chatter")
+        print("x" * 100_000, flush=True)
+        print("[INF] chatter", flush=True)
         print("to stderr", file=sys.stderr)
         sys.stdout.write("no end")
         """,
