@@ -231,17 +231,13 @@ class ChunkStream:
         return _encoder.encode({**self._stamp, "choices": (), "usage": self.usage})
 
     def _breaks_a_rule(self, choice: Choice) -> bool:
-        first = choice.index not in self._seen
-        delta = choice.delta
-        return (
-            choice.index is None
-            or delta is None
-            or first != (delta.role is not None)
-            or (choice.finish_reason is not None and choice.index in self._finished)
-            or choice.finish_reason == ""
-            or choice.finish_reason is msgspec.UNSET
-            or any(self._repeats(choice.index, call) for call in delta.tool_calls or ())
-        )
+        index, delta, reason = choice.index, choice.delta, choice.finish_reason
+        if index is None or delta is None or (index in self._seen) is (delta.role is not None):
+            return True
+        if reason is not None and (not reason or index in self._finished):  # not sent counts as false, too
+            return True
+        calls = delta.tool_calls
+        return calls is not None and any(self._repeats(index, call) for call in calls)
 
     def _repeats(self, choice: int, call: ToolCall) -> bool:
         """Whether a tool call's delta says again what SDKs would join to what they have."""
