@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 import msgspec
 
@@ -55,8 +55,7 @@ def configure(
     known = os.environ if environ is None else environ
     mode = known.get(MODE_VARIABLE, "")
     human = mode == "human" or (mode != "json" and target.isatty())
-    handler = BatchHandler(target)
-    handler.setFormatter(HumanFormatter() if human else JsonFormatter(name))
+    handler = BatchHandler(target, HumanFormatter() if human else JsonFormatter(name))
     # What no line shows need not be looked up for each (logging's own advice, "Optimization").
     logging._srcfile = None  # noqa: SLF001 - the documented way
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -67,29 +66,80 @@ def configure(
     logging.getLogger("tierfall").setLevel(own)
 
 
+def event(logger: logging.Logger, text: str, fields: dict[str, Any]) -> None:
+    """An ``INFO`` line of which there is one for each request.
+
+    It goes past logging's records, which cost more than all that is counted of a request, as long as nobody
+    but our own handler wants them.
+    """
+    handlers = logging.root.handlers
+    if len(handlers) != 1 or not isinstance(handlers[0], BatchHandler):
+        logger.info(text, extra={"fields": fields})
+    elif logger.isEnabledFor(logging.INFO):
+        handlers[0].event(logger.name, text, fields)
+
+
+class Told(NamedTuple):
+    """What a line says."""
+
+    at: float
+    """Unix seconds."""
+    level: str
+    logger: str
+    text: str
+    fields: dict[str, Any]
+    traceback: str = ""
+
+
+class LineFormatter(logging.Formatter):
+    """What the two forms have in common."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record's line, and its traceback if there is one."""
+        level, traceback = record.levelname, _traceback(self, record)
+        told = Told(record.created, level, record.name, record.getMessage(), _fields(record), traceback)
+        return self.line(told)
+
+    def line(self, told: Told) -> str:
+        """All of it, on one line but for the traceback."""
+        raise NotImplementedError
+
+
 class BatchHandler(logging.StreamHandler[TextIO]):
     """Writes the lines of a moment together; a warning, or a line outside of an event loop, at once."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, form: LineFormatter) -> None:
         super().__init__(stream)
+        self.setFormatter(form)
+        self._form = form
         self._lines: list[str] = []
         self._due = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes one line; logging holds the handler's lock meanwhile."""
         try:
-            self._lines.append(self.format(record))
+            line = self.format(record)
         except Exception:  # noqa: BLE001 - a record that cannot be formatted is logging's own matter
             self.handleError(record)
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        if loop is None or record.levelno >= logging.WARNING:
+        else:
+            self._add(line, at_once=record.levelno >= logging.WARNING)
+
+    def event(self, logger: str, text: str, fields: dict[str, Any]) -> None:
+        """Takes a line that is in no record."""
+        self._add(self._form.line(Told(time.time(), "INFO", logger, text, fields)), at_once=False)
+
+    def _add(self, line: str, *, at_once: bool) -> None:
+        self._lines.append(line)
+        if at_once:
             self.flush()
         elif not self._due:
-            self._due = True
-            loop.call_later(WRITE_WITHIN_S, self._write_due)
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                self.flush()
+            else:
+                self._due = True
+                loop.call_later(WRITE_WITHIN_S, self._write_due)
 
     def flush(self) -> None:
         """Writes what there is; called at the process's end, too."""
@@ -107,45 +157,56 @@ class BatchHandler(logging.StreamHandler[TextIO]):
         self.flush()
 
 
-class HumanFormatter(logging.Formatter):
+class HumanFormatter(LineFormatter):
     """``14:03:07 WARNING tierfall.bus: not connected address=nats://127.0.0.1:4222``; local time."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback below it if there is one."""
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{clock} {record.levelname:<7} {record.name}: {record.getMessage()}"
-        pairs = " ".join(f"{key}={_value(value)}" for key, value in _fields(record).items())
-        return "\n".join(part for part in (f"{line} {pairs}".rstrip(), _traceback(self, record)) if part)
+    def line(self, told: Told) -> str:
+        """One line, and the traceback below it."""
+        clock = time.strftime("%H:%M:%S", time.localtime(told.at))
+        line = f"{clock} {told.level:<7} {told.logger}: {told.text}"
+        pairs = " ".join(f"{key}={_value(value)}" for key, value in told.fields.items())
+        return "\n".join(part for part in (f"{line} {pairs}".rstrip(), told.traceback) if part)
 
 
 _encoder: Final = msgspec.json.Encoder(enc_hook=str)
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(LineFormatter):
     """One JSON object on one line: time (UTC), level, service, logger, message, then the fields."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self._name = name
+        self._second = 0
+        self._second_text = ""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def line(self, told: Told) -> str:
         """A field never replaces what every line has."""
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        at, level, logger, text, fields, traceback = told
         line: dict[str, Any] = {
-            "time": f"{seconds}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
+            "time": self._time(at),
+            "level": level.lower(),
             "service": self._name,
-            "logger": record.name,
-            "message": record.getMessage(),
+            "logger": logger,
+            "message": text,
         }
-        line = line | {key: value for key, value in _fields(record).items() if key not in line}
-        traceback = _traceback(self, record)
+        if line.keys().isdisjoint(fields):
+            line.update(fields)
+        else:
+            line |= {key: value for key, value in fields.items() if key not in line}
         if traceback:
             line["traceback"] = traceback
         try:
             return _encoder.encode(line).decode()
         except (TypeError, ValueError):  # a lone surrogate, a number above all: the slow way knows them
             return json.dumps(line, default=str)
+
+    def _time(self, at: float) -> str:
+        second = int(at)
+        if second != self._second:
+            self._second_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second
+        return f"{self._second_text}.{int((at - second) * 1000):03d}Z"
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

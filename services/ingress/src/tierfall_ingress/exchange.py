@@ -20,6 +20,7 @@ from tierfall.errors import (
     TierfallError,
     WorkerLost,
 )
+from tierfall.logs import event
 from tierfall_ingress.ask import parse_ask
 from tierfall_ingress.body import read_body
 from tierfall_ingress.connection import HANGUP
@@ -253,7 +254,7 @@ class Exchange:
             fields["completion_tokens"] = ending.completion_tokens
         if failure is not None:
             fields["error"] = failure.slug
-        _log.info(self._operation.value, extra={"fields": fields})
+        event(_log, self._operation.value, fields)
         end_request(
             self._span,
             request_id=self.id,
