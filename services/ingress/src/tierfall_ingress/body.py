@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from tierfall.errors import BodyTimeout, BodyTooLarge, ClientGone, InvalidRequest, MediaTypeUnsupported
+from tierfall.timelimit import TimeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -29,8 +30,9 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
     """
     _check_type(headers)
     _check_length(headers.get(b"content-length"), limit)
-    began = asyncio.get_running_loop().time()
-    message = await _next(receive, BODY_STALL_S)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    message = await _next(receive, loop, BODY_STALL_S)
     body: bytes = message.get("body", b"")
     _check_size(len(body), limit)
     if not message.get("more_body"):
@@ -38,8 +40,8 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
     parts = bytearray(body)
     while message.get("more_body"):
         earned = BODY_STALL_S + len(parts) / BODY_PACE_BYTES_PER_S
-        left = began + earned - asyncio.get_running_loop().time()
-        message = await _next(receive, min(left, BODY_STALL_S))
+        left = began + earned - loop.time()
+        message = await _next(receive, loop, min(left, BODY_STALL_S))
         parts += message.get("body", b"")
         _check_size(len(parts), limit)
     return bytes(parts)
@@ -62,9 +64,11 @@ def _check_length(length: bytes | None, limit: int) -> None:
     _check_size(int(length[: len(str(limit)) + 1]), limit)  # a bomb of digits is too large by its first ones
 
 
-async def _next(receive: Receive, patience_s: float) -> MutableMapping[str, Any]:
+async def _next(
+    receive: Receive, loop: asyncio.AbstractEventLoop, patience_s: float
+) -> MutableMapping[str, Any]:
     try:
-        async with asyncio.timeout(patience_s):
+        with TimeLimit(loop, patience_s):
             message = await receive()
     except TimeoutError:
         raise BodyTimeout(

@@ -14,6 +14,7 @@ from tierfall.errors import Benched, BudgetSpent, ClientGone, Escalate, Tierfall
 from tierfall.protocol.envelope import unpack_ending
 from tierfall.quota import as_error
 from tierfall.telemetry import NO_SPAN
+from tierfall.timelimit import TimeLimit
 from tierfall_ingress.admission import Admission
 from tierfall_ingress.clocks import Clocks
 from tierfall_ingress.story import Story
@@ -149,7 +150,7 @@ class Ladder:
             request_id=request_id,
             created=int(time.time()),
         )
-        self._giving_up: asyncio.Timeout | None = None
+        self._giving_up: TimeLimit | None = None
         self._gone = False
         self._span = span
         self.story = Story()
@@ -192,7 +193,7 @@ class Ladder:
             work.close()
             raise ClientGone("the client hung up")
         try:
-            async with asyncio.timeout_at(self._began + self._budget) as self._giving_up:
+            with TimeLimit(self._loop, self._began + self._budget - self._loop.time()) as self._giving_up:
                 return await work
         except TimeoutError:
             if self._gone:
@@ -205,7 +206,7 @@ class Ladder:
         """The client is gone: whatever is under way for it stops."""
         self._gone = True
         if self._giving_up is not None:
-            self._giving_up.reschedule(self._loop.time())
+            self._giving_up.end()
 
     async def _climb(self, index: int) -> tuple[Answer, bytes]:
         window_needed = 0
