@@ -111,6 +111,7 @@ class Reply:
         self._ready: list[bytes] = []
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._grew = False
         self._last: tuple[Kind, bytes] | None = None
         self._drained = asyncio.Event()
         self._drained.set()
@@ -126,8 +127,9 @@ class Reply:
         self._control(Kind.PROGRESS, doing.encode("ascii", "replace"))
 
     def output(self) -> None:
-        """The answer grows, though it is not sent before it is whole."""
-        self._control(Kind.OUTPUT, b"")
+        """The answer grows, though it is not sent before it is whole; if it is at once, that says enough."""
+        self._grew = True
+        self._outbox.touch(self, urgent=False)
 
     def write(self, data: bytes) -> None:
         """Whole SSE events, or the whole JSON body."""
@@ -160,6 +162,7 @@ class Reply:
         self._ready.clear()
         self._pending.clear()
         self._pending_bytes = 0
+        self._grew = False
         self._last = None
         self._drained.set()
         self._on_done()
@@ -175,6 +178,9 @@ class Reply:
         frames, self._ready = self._ready, []
         if self._pending and self._sent - self._taken < self._window:
             self._cut_pending(frames)
+        elif self._grew:
+            frames.append(self._frame(Kind.OUTPUT, b""))
+        self._grew = False
         if self._last is not None and not self._pending:
             frames.append(self._frame(*self._last))
             self._last = None
