@@ -173,25 +173,39 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def chunks(data: bytes) -> None:
-    """Chunks on one line each with our stamp and a whole answer made of them, or an error of the tree."""
+    """Chunks on one line each with our stamp, or an error of the tree."""
     flags, *payloads = data[:1], *data[1:].split(EVENT_END)
     begun = flags > b"\x80"
     stream = ChunkStream("chatcmpl-1", 1, "first", 1 + (flags[:1] == b"\x01"), begun=begun)
-    assembly, continuation = Assembly(), Continuation(BEGUN if begun else "")
+    continuation = Continuation(BEGUN if begun else "")
     try:
         for payload in payloads:
             chunk = stream.feed(payload)
             if chunk:
                 is_chunk(chunk)
-                assembly.feed(chunk)
                 continuation.feed(chunk)
     except (BackendFault, ContinuationDiverged) as error:
         tellable(error)
         return
     if stream.usage is not None:
         json.loads(stream.usage_chunk())
-    if stream.complete:
-        is_completion(assembly.completion(stream.usage))
+
+
+def assembly(data: bytes) -> None:
+    """A whole answer with our stamp, or an error of the tree; a stream that is no error says the same."""
+    choices = 1 + (data[:1] == b"\x01")
+    whole = Assembly("chatcmpl-1", 1, "first", choices)
+    stream = ChunkStream("chatcmpl-1", 1, "first", choices)
+    try:
+        for payload in data[1:].split(EVENT_END):
+            whole.feed(payload)
+            stream.feed(payload)
+    except BackendFault as error:
+        tellable(error)
+        return
+    assert (whole.complete, whole.finish_reasons) == (stream.complete, stream.finish_reasons)
+    if whole.complete:
+        is_completion(whole.completion())
 
 
 def is_chunk(chunk: bytes) -> None:
@@ -354,6 +368,7 @@ TARGETS: Final = {
         ),
     ),
     "chunks": Target(chunks, tuple(flags + EVENT_END.join(_CHUNKS) for flags in (b"\x00", b"\x01", b"\xff"))),
+    "assembly": Target(assembly, tuple(flags + EVENT_END.join(_CHUNKS) for flags in (b"\x00", b"\x01"))),
     "complaint": Target(
         complaint,
         (

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
-from tierfall.chat import Assembly, ChunkStream
+from tierfall.chat import Assembly, ChunkStream, Generated
 from tierfall.errors import StreamBroken
 
 ROLE = {"role": "assistant", "content": ""}
@@ -24,15 +24,27 @@ def choice(delta: Any, finish: str | None = None, index: int = 0, **more: Any) -
 
 
 def assembled(*chunks: dict[str, Any], n: int = 1) -> Any:
-    """The answer that these chunks make, by way of the chunk stream, read as the official SDK reads it."""
-    stream, assembly = ChunkStream("chatcmpl-1", 1700, "first", n), Assembly()
+    """The answer that these chunks make, read as the official SDK reads it; a stream says the same."""
+    assembly, stream = Assembly("chatcmpl-1", 1700, "first", n), ChunkStream("chatcmpl-1", 1700, "first", n)
     for chunk in chunks:
-        fed = stream.feed(json.dumps(chunk).encode())
-        if fed:
-            assembly.feed(fed)
-    whole = json.loads(assembly.completion(stream.usage))
+        payload = json.dumps(chunk).encode()
+        assert bool(assembly.feed(payload)) is bool(stream.feed(payload))
+        assert judgement(assembly) == judgement(stream)
+    whole = json.loads(assembly.completion())
     ChatCompletion.model_validate(whole, strict=False)
     return whole
+
+
+def judgement(answer: Generated) -> Any:
+    """What the runtime is told of an answer."""
+    return (
+        answer.started,
+        answer.complete,
+        answer.outputs,
+        answer.missing,
+        answer.finish_reasons,
+        answer.usage,
+    )
 
 
 def answer(*deltas: dict[str, Any], finish: str = "stop") -> Any:
@@ -244,10 +256,10 @@ def test_audio_is_joined() -> None:
 def test_content_in_parts_stays_in_parts() -> None:
     """Content that comes as a list of parts and goes on as text loses neither."""
     thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
-    stream, assembly = ChunkStream("i", 1, "m"), Assembly()
+    assembly = Assembly("i", 1, "m")
     for delta in (ROLE, {"content": [thinking]}, {"content": "Hel"}, {"content": "lo"}):
-        assembly.feed(stream.feed(json.dumps({"choices": [choice(delta)]}).encode()))
-    found = json.loads(assembly.completion(None))["choices"][0]["message"]["content"]
+        assembly.feed(json.dumps({"choices": [choice(delta)]}).encode())
+    found = json.loads(assembly.completion())["choices"][0]["message"]["content"]
     assert found == [thinking, {"type": "text", "text": "Hello"}]
 
 
@@ -260,15 +272,20 @@ def test_an_unknown_text_field_of_a_delta_grows() -> None:
     "chunk",
     [
         b'{"choices":[{"delta":{"tool_calls":[1]}}]}',
+        b'{"choices":[{"delta":{"tool_calls":[{"index":"0"}]}}]}',
         b'{"choices":[{"delta":[1]}]}',
+        b'{"choices":[{"index":"0"}]}',
+        b'{"choices":[{"finish_reason":1}]}',
+        b'{"choices":{"0":{}}}',
+        b"[]",
         b'{"choices":[{"delta":{"x":' + b"[" * 5000 + b"]" * 5000 + b"}}]}",
     ],
-    ids=["call", "delta", "deep"],
+    ids=["call", "number", "delta", "index", "reason", "choices", "array", "deep"],
 )
 def test_fields_of_wrong_types_break_the_stream(chunk: bytes) -> None:
     """What cannot be assembled is the backend's failure, not a crash."""
     with pytest.raises(StreamBroken):
-        Assembly().feed(chunk)
+        Assembly("i", 1, "m").feed(chunk)
 
 
 @settings(max_examples=60, deadline=None)

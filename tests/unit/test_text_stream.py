@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tierfall.chat import Assembly, Continuation, TextStream, legacy_logprobs
+from tierfall.chat import Continuation, TextAssembly, TextStream, legacy_logprobs
 from tierfall.errors import BackendFault, ContinuationDiverged, StreamBroken
 
 
@@ -94,15 +94,17 @@ def test_what_is_no_chunk_is_refused() -> None:
 
 def test_assembled() -> None:
     """Texts are joined by choice, log probabilities too, own members kept, usage last."""
-    chunks, assembly = stream(2), Assembly(TextStream.whole_name)
+    assembly = TextAssembly("cmpl-1", 1700, "first", 2)
     logprobs = [{"tokens": ["a"], "token_logprobs": [-1.0]}, {"tokens": ["c"], "token_logprobs": [-2.0]}]
     for each in (
         payload(choice("a", logprobs=logprobs[0]), choice("b", index=1)),
         payload(choice("c", logprobs=logprobs[1]), choice("d", index=1), own=5),
         payload(choice("", "length", stop_reason="x"), choice("", "stop", 1)),
     ):
-        assembly.feed(chunks.feed(each))
-    whole = json.loads(assembly.completion(None))
+        assert not assembly.complete
+        assembly.feed(each)
+    whole = json.loads(assembly.completion())
+    assert (assembly.complete, assembly.outputs, assembly.finish_reasons) == (True, 4, ("length", "stop"))
     assert (whole["object"], whole["own"]) == ("text_completion", 5)
     assert whole["choices"] == [
         {

@@ -7,61 +7,122 @@ result has the fields of OpenAI's non-streaming answer, and whatever else the ba
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
-from tierfall.errors import StreamBroken
+from tierfall.chat.generated import Generated
+from tierfall.errors import BackendFault, StreamBroken
 
 _SAID_ONCE: Final = frozenset({"role", "id", "type", "name", "index"})
 """Strings of a delta that name something; every other string of a delta is a piece of a longer one."""
 _NULL_IF_EMPTY: Final = ("refusal", "reasoning_content", "reasoning")
+_OUTPUT: Final = (
+    "content",
+    "reasoning_content",
+    "reasoning",
+    "tool_calls",
+    "refusal",
+    "function_call",
+    "audio",
+)
+"""The members of a delta that are real output, if there is something in one."""
+
+
+class _Usage(msgspec.Struct):
+    usage: msgspec.Raw
+
+
 _chunk: Final = msgspec.json.Decoder(dict[str, Any])
+_usage: Final = msgspec.json.Decoder(_Usage)
 _encoder: Final = msgspec.json.Encoder()
 
 
-class Assembly:
-    """Collects the stamped chunks of one answer.
+class Assembly(Generated):
+    """Collects the chunks of one chat answer; feed each as it comes.
+
+    What :class:`tierfall.chat.ChunkStream` mends is what SDKs stumble over when they collect chunks
+    themselves. Here nothing has to be mended, as this collects with more patience than they.
 
     Args:
-        name: ``object`` of the whole answer, ``chat.completion`` or ``text_completion``.
+        answer_id: The answer's ``id``.
+        created: Unix seconds.
+        model: The configured name of the model that answers.
+        choices: As :class:`Generated`'s.
     """
 
-    def __init__(self, name: str = "chat.completion") -> None:
-        self._name = name
-        self._new_choice = _TextChoice if name == "text_completion" else _Choice
+    __slots__ = ("_choices", "_stamp", "_top")
+
+    object_name: ClassVar[str] = "chat.completion"
+    """``object`` of the answer."""
+
+    def __init__(self, answer_id: str, created: int, model: str, choices: int = 1) -> None:
+        super().__init__(choices)
+        self._stamp = {"id": answer_id, "object": self.object_name, "created": created, "model": model}
         self._top: dict[str, Any] = {}
         self._choices: dict[int, _Choice] = {}
 
-    def feed(self, chunk: bytes) -> None:
-        """Adds one chunk, as :meth:`tierfall.chat.ChunkStream.feed` returned it.
+    def feed(self, payload: bytes) -> bytes:
+        """Adds one chunk, and gives it back; empty when it has no choice.
 
         Raises:
-            StreamBroken: Its fields are not of the types that a chunk's have.
+            StreamBroken: The bytes are no chunk, or its fields are not of the types that a chunk's have.
+            BackendFault: They are an error object in a chunk's place.
         """
         try:
-            members = _chunk.decode(chunk)
-            for choice in members.pop("choices", None) or ():
-                index = choice.pop("index", 0)
-                if index not in self._choices:
-                    self._choices[index] = self._new_choice()
-                self._choices[index].feed(choice)
-        except (msgspec.DecodeError, RecursionError, AttributeError, TypeError):
-            raise StreamBroken("the backend sent a chunk whose fields are not those of a chunk") from None
+            members = _chunk.decode(payload)
+            if members.pop("usage", None) is not None:
+                self.usage = _usage.decode(payload).usage
+            choices = members.pop("choices", None)
+            for choice in choices or ():
+                self._add(choice)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
+            raise StreamBroken("the backend sent something that is no chunk of an answer") from None
+        if not choices:
+            if members.get("error") is not None:
+                raise BackendFault("the backend reported an error in the middle of its stream")
+            return b""
         for name, value in members.items():
             if value is not None or name not in self._top:
                 self._top[name] = value
+        return payload
 
-    def completion(self, usage: msgspec.Raw | None) -> bytes:
+    def _add(self, choice: dict[str, Any]) -> None:
+        index, reason = choice.pop("index", None) or 0, choice.pop("finish_reason", None)
+        if type(index) is not int or not (reason is None or type(reason) is str):
+            raise TypeError
+        if reason or index not in self._choices:
+            self._settle(index, reason)
+            if index not in self._choices:
+                self._choices[index] = self._new_choice()
+        if self._choices[index].feed(choice):
+            self.started = True
+            self.outputs += 1
+
+    def _new_choice(self) -> _Choice:
+        return _Choice()
+
+    def completion(self) -> bytes:
         """The whole answer as JSON text; ``usage`` is left out when the backend never told."""
-        top = self._top
-        top["object"] = self._name
+        top: dict[str, Any] = self._top | self._stamp
         top["choices"] = [
-            {"index": index, **self._choices[index].completed()} for index in sorted(self._choices)
+            {"index": index, **choice.completed(), "finish_reason": self._finished.get(index)}
+            for index, choice in sorted(self._choices.items())
         ]
-        if usage is not None:
-            top["usage"] = usage
+        if self.usage is not None:
+            top["usage"] = self.usage
         return _encoder.encode(top)
+
+
+class TextAssembly(Assembly):
+    """Collects the chunks of one text completion, of one or several prompts."""
+
+    __slots__ = ()
+
+    object_name: ClassVar[str] = "text_completion"
+
+    def _new_choice(self) -> _Choice:
+        return _TextChoice()
 
 
 class _Choice:
@@ -70,25 +131,31 @@ class _Choice:
     def __init__(self) -> None:
         self._message: dict[str, Any] = {}
         self._tools: dict[int, Any] = {}
-        self._logprobs: Any = None
-        self._rest: dict[str, Any] = {}
+        self._rest: dict[str, Any] = {"logprobs": None}
 
-    def feed(self, choice: dict[str, Any]) -> None:
+    def feed(self, choice: dict[str, Any]) -> bool:
+        """Adds one chunk's part of it; whether that is real output."""
         delta = choice.pop("delta", None) or {}
+        output = bool(delta.get("content")) or any(map(delta.get, _OUTPUT))
         for call in delta.pop("tool_calls", None) or ():
             self._feed_call(call)
         self._message = _grown(self._message, delta)
-        logprobs = choice.pop("logprobs", None)
-        if logprobs is not None:
-            self._logprobs = _extended(self._logprobs, logprobs)
+        self._feed_rest(choice)
+        return output
+
+    def _feed_rest(self, choice: dict[str, Any]) -> None:
         for name, value in choice.items():
-            self._rest[name] = _extended(self._rest.get(name), value)
+            if value is None:
+                self._rest.setdefault(name, None)
+            else:
+                self._rest[name] = _extended(self._rest.get(name), value)
 
     def completed(self) -> dict[str, Any]:
         audio = self._message.get("audio")
         if isinstance(audio, dict) and isinstance(audio.get("data"), _Text):
             audio["data"] = _joined_audio(audio["data"])
         message = {"role": "assistant", "content": None, "refusal": None, **_joined(self._message)}
+        message["role"] = message["role"] or "assistant"
         for name in _NULL_IF_EMPTY:
             if name in message:
                 message[name] = message[name] or None
@@ -96,10 +163,12 @@ class _Choice:
             message["tool_calls"] = [_whole_call(self._tools[index]) for index in sorted(self._tools)]
         if self._tools or message["refusal"] or message.get("function_call"):
             message["content"] = message["content"] or None
-        return {"message": message, "logprobs": self._logprobs, "finish_reason": None, **self._rest}
+        return {"message": message, **self._rest}
 
     def _feed_call(self, call: dict[str, Any]) -> None:
         index = call.pop("index", None)
+        if not (index is None or type(index) is int):
+            raise TypeError
         if index is None:  # a call that is said in one piece, or the last one's continuation
             index = len(self._tools) if call.get("id") or not self._tools else max(self._tools)
         self._tools[index] = _grown(self._tools.get(index, {}), call)
@@ -112,13 +181,16 @@ class _TextChoice(_Choice):
         super().__init__()
         self._pieces: list[str] = []
 
-    def feed(self, choice: dict[str, Any]) -> None:
-        self._pieces.append(choice.pop("text", ""))
-        super().feed(choice)
+    def feed(self, choice: dict[str, Any]) -> bool:
+        text = choice.pop("text", None)
+        if not isinstance(text, str):
+            text = ""
+        self._pieces.append(text)
+        self._feed_rest(choice)
+        return bool(text)
 
     def completed(self) -> dict[str, Any]:
-        text = "".join(self._pieces)
-        return {"text": text, "logprobs": self._logprobs, "finish_reason": None, **self._rest}
+        return {"text": "".join(self._pieces), **self._rest}
 
 
 class _Text(list[str]):
@@ -130,7 +202,11 @@ def _grown(old: Any, new: Any, name: str = "") -> Any:
     if isinstance(new, dict):
         known = old if isinstance(old, dict) else {}
         for key, value in new.items():
-            known[key] = _grown(known.get(key), value, key)
+            grown = known.get(key)
+            if type(grown) is _Text and type(value) is str:  # nearly always
+                grown.append(value)
+            else:
+                known[key] = _grown(grown, value, key)
         return known
     if isinstance(new, list):
         return _as_parts(old) + new

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import msgspec
 
+from tierfall.chat.generated import Generated
 from tierfall.errors import BackendFault, StreamBroken
 
 
@@ -90,62 +91,34 @@ def _raw(value: str | int) -> msgspec.Raw:
     return msgspec.Raw(_encoder.encode(value))
 
 
-class ChunkStream:
+class ChunkStream(Generated):
     """The chunks of one chat answer; feed each as it comes.
 
     Args:
         answer_id: The ``id`` that every chunk gets.
         created: Unix seconds, likewise.
         model: The configured name of the model that answers, likewise.
-        choices: How many the client asked for (``n``).
-        begun: Whether the client has the beginning of the (one) choice already, role included.
-
-    Attributes:
-        started: Whether real output, or the end of a choice, has been seen.
-        outputs: How many chunks carried real output.
-        usage: The last usage object that the backend sent, as JSON; ``None`` while there was none.
+        choices: As :class:`Generated`'s.
+        begun: Likewise.
     """
 
-    __slots__ = ("_asked", "_calls", "_finished", "_frame", "_seen", "_stamp", "outputs", "started", "usage")
+    __slots__ = ("_calls", "_frame", "_stamp")
 
     object_name: ClassVar[str] = "chat.completion.chunk"
     """``object`` of every chunk."""
-    whole_name: ClassVar[str] = "chat.completion"
-    """``object`` of the answer that they are assembled to."""
 
     def __init__(
         self, answer_id: str, created: int, model: str, choices: int = 1, *, begun: bool = False
     ) -> None:
+        super().__init__(choices, begun=begun)
         self._stamp = {
             "id": _raw(answer_id),
             "object": _raw(self.object_name),
             "created": _raw(created),
             "model": _raw(model),
         }
-        self._asked = choices
-        self._seen: set[int] = {0} if begun else set()
         self._calls: set[tuple[int, int]] = set()
-        self._finished: dict[int, str] = {}
         self._frame: _Frame | None = None
-        self.started = False
-        self.outputs = 0
-        self.usage: msgspec.Raw | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether every choice asked for has its ``finish_reason``: the only sign of a whole answer."""
-        finished = len(self._finished)
-        return finished > 0 and finished >= max(self._asked, len(self._seen))
-
-    @property
-    def missing(self) -> int:
-        """How many of the choices asked for never began."""
-        return max(0, self._asked - len(self._seen))
-
-    @property
-    def finish_reasons(self) -> tuple[str, ...]:
-        """The reasons in the order of the choices."""
-        return tuple(self._finished[index] for index in sorted(self._finished))
 
     def feed(self, payload: bytes) -> bytes:
         """The chunk as the client gets it, as JSON on one line; empty when nothing of it is for the client.
@@ -154,16 +127,13 @@ class ChunkStream:
             StreamBroken: The bytes are no chunk.
             BackendFault: They are an error object in a chunk's place.
         """
+        frame = self._frame
         try:
-            return self._feed(payload)
+            if frame is not None and payload.startswith(frame.head) and payload.endswith(frame.tail):
+                return self._framed(payload, frame) or self._taken_apart(payload)
+            return self._taken_apart(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise StreamBroken("the backend sent something that is no chunk of an answer") from None
-
-    def _feed(self, payload: bytes) -> bytes:
-        frame = self._frame
-        if frame is not None and payload.startswith(frame.head) and payload.endswith(frame.tail):
-            return self._framed(payload, frame) or self._taken_apart(payload)
-        return self._taken_apart(payload)
 
     def _framed(self, payload: bytes, frame: _Frame) -> bytes:
         """A chunk that differs from an earlier one in its choices alone, as nearly all do; empty if not so.
@@ -213,19 +183,6 @@ class ChunkStream:
             self._frame = _Frame(*_around(inner, payload), *_around(inner, chunk))
         return chunk
 
-    def estimate_usage(self, prompt_tokens: int) -> None:
-        """Makes the usage that the backend did not send, and says so in it: ``"estimated": true``.
-
-        Engines send one chunk a token, seldom two tokens in one, so the answer is counted from below.
-        """
-        usage = {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": self.outputs,
-            "total_tokens": prompt_tokens + self.outputs,
-            "estimated": True,
-        }
-        self.usage = msgspec.Raw(_encoder.encode(usage))
-
     def usage_chunk(self) -> bytes:
         """The extra chunk of ``stream_options.include_usage``, as JSON text."""
         return _encoder.encode({**self._stamp, "choices": (), "usage": self.usage})
@@ -246,16 +203,14 @@ class ChunkStream:
 
     def _note(self, choice: Choice) -> None:
         index, delta = choice.index or 0, choice.delta
-        self._seen.add(index)
-        if delta is not None and delta.has_output():
+        if delta is not None and (delta.content or delta.has_output()):
             self.started = True
             self.outputs += 1
             for call in delta.tool_calls or ():
                 if call.index is not None:
                     self._calls.add((index, call.index))
-        if choice.finish_reason:
-            self.started = True
-            self._finished.setdefault(index, choice.finish_reason)
+        if choice.finish_reason or index not in self._seen:
+            self._settle(index, choice.finish_reason or None)
 
     def _mend(self, raw: msgspec.Raw) -> msgspec.Raw:
         """Index and delta always, role first and once, ``finish_reason`` once, a tool call's name once."""

@@ -21,7 +21,6 @@ class TextStream(ChunkStream):
     __slots__ = ()
 
     object_name: ClassVar[str] = "text_completion"
-    whole_name: ClassVar[str] = "text_completion"
 
     def _breaks_a_rule(self, choice: Choice) -> bool:
         return (
@@ -33,14 +32,10 @@ class TextStream(ChunkStream):
         )
 
     def _note(self, choice: Choice) -> None:
-        index = choice.index or 0
-        self._seen.add(index)
         if choice.text:
             self.started = True
             self.outputs += 1
-        if choice.finish_reason:
-            self.started = True
-            self._finished.setdefault(index, choice.finish_reason)
+        self._settle(choice.index or 0, choice.finish_reason or None)
 
     def _mend(self, raw: msgspec.Raw) -> msgspec.Raw:
         """Index and text always, ``finish_reason`` once."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tierfall.chat import ChunkStream
+from tierfall.chat import Generated
 from tierfall.errors import (
     BackendError,
     BackendFault,
@@ -21,6 +21,7 @@ from tierfall.errors import (
     UnsupportedByTier,
 )
 from tierfall.protocol.envelope import Count, Ending
+from tierfall.timelimit import TimeLimit
 from tierfall.worker.backend import Ask, Counting, Prefill, Progress
 from tierfall.worker.operations import answer_for, chunk_stream, prefilled, run
 from tierfall.worker.sink import ResumedSink
@@ -243,19 +244,18 @@ class Job:
     ) -> None:
         """Takes what follows a complete answer: its usage, above all. How that ends no longer matters."""
         tail_s = min(TAIL_S, 2 * self._envelope.signs_every_s)  # within the ingress's idle clock
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(tail_s):
-                with contextlib.suppress(BackendError):
-                    async for item in items:
-                        if not isinstance(item, Progress):
-                            self._take(item, answer, sink, self._loop.time())
-                if answer.usage is None:
-                    await self._estimate_usage(ask, answer)
+        with contextlib.suppress(TimeoutError), TimeLimit(self._loop, tail_s):
+            with contextlib.suppress(BackendError):
+                async for item in items:
+                    if not isinstance(item, Progress):
+                        self._take(item, answer, sink, self._loop.time())
+            if answer.usage is None:
+                await self._estimate_usage(ask, answer)
         if not answer.complete:
             raise _incomplete(answer)
 
     async def _estimate_usage(self, ask: Ask, answer: Answer) -> None:
-        if isinstance(answer, ChunkStream) and isinstance(self._backend, Counting):
+        if isinstance(answer, Generated) and isinstance(self._backend, Counting):
             answer.estimate_usage(await self._backend.count_prompt(ask))
 
     def _take(self, item: bytes, answer: Answer, sink: Sink, asked_at: float) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import msgspec
 
-from tierfall.chat import ChunkStream, TextStream
+from tierfall.chat import Assembly, ChunkStream, TextAssembly, TextStream
 from tierfall.embeddings import EmbeddingsAnswer
 from tierfall.errors import UnsupportedOperation
 from tierfall.protocol.operation import Operation
@@ -79,7 +79,7 @@ async def _embed(
 
 
 def chunk_stream(envelope: Envelope) -> ChunkStream:
-    """The judge of generated text."""
+    """The judge of generated text that is streamed."""
     kind = TextStream if envelope.operation is Operation.COMPLETIONS else ChunkStream
     return kind(
         envelope.answer_id,
@@ -95,9 +95,12 @@ def answer_for(envelope: Envelope, ask: Ask, reply: Reply) -> tuple[Answer, Sink
     if envelope.operation is Operation.EMBEDDINGS:
         wanted = bytes(ask.body.get("encoding_format", _NULL))
         return EmbeddingsAnswer(envelope.model, envelope.choices, wanted), BodySink(reply)
-    chunks = chunk_stream(envelope)
-    kind = EventSink if envelope.streaming else WholeSink
-    return chunks, kind(reply, chunks, envelope)
+    if envelope.streaming:
+        chunks = chunk_stream(envelope)
+        return chunks, EventSink(reply, chunks, envelope)
+    kind = TextAssembly if envelope.operation is Operation.COMPLETIONS else Assembly
+    whole = kind(envelope.answer_id, envelope.created, envelope.model, envelope.choices)
+    return whole, WholeSink(reply, whole, envelope)
 
 
 def prefilled(backend: Backend, ask: Ask, text: str) -> Prefill:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from tierfall.chat import Assembly, Continuation
+from tierfall.chat import Continuation
 
 if TYPE_CHECKING:
-    from tierfall.chat import ChunkStream
+    from tierfall.chat import Assembly, ChunkStream
     from tierfall.protocol.envelope import Envelope, Resume
     from tierfall.worker.reply import Reply
 
@@ -72,23 +72,21 @@ class EventSink:
 
 
 class WholeSink:
-    """Not streaming: the chunks are assembled, and the ingress hears that the answer grows."""
+    """Not streaming: the answer collects its chunks itself, and the ingress hears that it grows."""
 
-    def __init__(self, reply: Reply, chunks: ChunkStream, envelope: Envelope) -> None:
+    def __init__(self, reply: Reply, answer: Assembly, envelope: Envelope) -> None:
         self._reply = reply
-        self._chunks = chunks
+        self._answer = answer
         self._signs = Signs(reply, envelope.signs_every_s)
-        self._assembly = Assembly(chunks.whole_name)
 
-    def feed(self, chunk: bytes) -> None:
-        """Adds it."""
-        self._assembly.feed(chunk)
-        if self._chunks.started:
+    def feed(self, chunk: bytes) -> None:  # noqa: ARG002 - a sink's; the answer has it
+        """There is more of it."""
+        if self._answer.started:
             self._signs.grows()
 
     def close(self) -> None:
         """Sends the whole answer."""
-        self._reply.write(self._assembly.completion(self._chunks.usage))
+        self._reply.write(self._answer.completion())
 
 
 class BodySink:

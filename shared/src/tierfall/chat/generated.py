@@ -1,0 +1,66 @@
+"""How far an answer of generated text has come: what a stream and a whole answer have to know alike."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+class Generated:
+    """One answer as it is generated; the base of what relays its chunks and of what collects them.
+
+    Args:
+        choices: How many the client asked for (``n``).
+        begun: Whether the client has the beginning of the (one) choice already, role included.
+
+    Attributes:
+        started: Whether real output, or the end of a choice, has been seen.
+        complete: Whether every choice asked for has its ``finish_reason``: the only sign of a whole answer.
+        outputs: How many chunks carried real output.
+        usage: The last usage object that the backend sent, as JSON; ``None`` while there was none.
+    """
+
+    __slots__ = ("_asked", "_finished", "_seen", "complete", "outputs", "started", "usage")
+
+    def __init__(self, choices: int, *, begun: bool = False) -> None:
+        self._asked = choices
+        self._seen: set[int] = {0} if begun else set()
+        self._finished: dict[int, str] = {}
+        self.started = False
+        self.complete = False
+        self.outputs = 0
+        self.usage: msgspec.Raw | None = None
+
+    @property
+    def missing(self) -> int:
+        """How many of the choices asked for never began."""
+        return max(0, self._asked - len(self._seen))
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """The reasons in the order of the choices."""
+        return tuple(self._finished[index] for index in sorted(self._finished))
+
+    def estimate_usage(self, prompt_tokens: int) -> None:
+        """Makes the usage that the backend did not send, and says so in it: ``"estimated": true``.
+
+        Engines send one chunk a token, seldom two tokens in one, so the answer is counted from below.
+        """
+        usage = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": self.outputs,
+            "total_tokens": prompt_tokens + self.outputs,
+            "estimated": True,
+        }
+        self.usage = msgspec.Raw(_encoder.encode(usage))
+
+    def _settle(self, index: int, finish_reason: str | None) -> None:
+        """A choice begins or ends, which is what can make the answer complete, or incomplete again."""
+        self._seen.add(index)
+        if finish_reason:
+            self.started = True
+            self._finished.setdefault(index, finish_reason)
+        self.complete = 0 < len(self._finished) >= max(self._asked, len(self._seen))
