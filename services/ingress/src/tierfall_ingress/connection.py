@@ -15,6 +15,7 @@ from tierfall_ingress.wire import error_body, error_headers, request_id
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -27,11 +28,45 @@ MAX_PIPELINED: Final = 8
 """Requests that may stand behind a running one before the connection is no longer read."""
 STOP_GRACE_S: Final = 1.0
 """When the gateway stops: how long a request may be on its way already on a connection that looks idle."""
-HANGUP: Final = "tierfall.hangup"
-"""In each request's ASGI ``state``: a list. What is put into it is called when the client hangs up before its
-answer is whole; waiting for ``http.disconnect`` would take a task of its own for each request."""
+CLIENT: Final = "tierfall.client"
+"""In each request's ASGI ``state``: its :class:`Client`."""
 _HEAD_END: Final = b"\r\n\r\n"
 _UPGRADE_HEADERS: Final = frozenset({b"upgrade", b"connection", b"http2-settings"})
+
+
+class Client:
+    """What an exchange asks of its connection that ASGI has no words for.
+
+    Attributes:
+        hangup: What is put here is called when the client hangs up before its answer is whole; to wait for
+            ``http.disconnect`` would take a task of its own for each request.
+    """
+
+    __slots__ = ("_cycle", "hangup")
+
+    def __init__(self) -> None:
+        self.hangup: list[Callable[[], object]] = []
+        self._cycle: RequestResponseCycle | None = None
+
+    def serve(self, cycle: RequestResponseCycle) -> None:
+        """Called by the connection with what answers the request."""
+        self._cycle = cycle
+
+    def write(self, data: bytes) -> bool:
+        """More of a body whose head and first part were sent by ASGI; whether there is room for the next.
+
+        ASGI's ``send`` is a coroutine, so each token would have to wake its exchange's task.
+        """
+        cycle = self._cycle
+        assert cycle is not None  # noqa: S101 - there is one before there is an exchange
+        if not cycle.disconnected:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return not cycle.flow.write_paused
+
+    async def room(self) -> None:
+        """Waits until the client has taken enough for more to be written, or is gone."""
+        assert self._cycle is not None  # noqa: S101 - as above
+        await self._cycle.flow.drain()
 
 
 class Connection(HttpToolsProtocol):
@@ -68,7 +103,7 @@ class Connection(HttpToolsProtocol):
         for cycle in self._open_cycles():
             cycle.disconnected = True
             cycle.message_event.set()
-            for listener in cycle.scope["state"][HANGUP]:
+            for listener in cycle.scope["state"][CLIENT].hangup:
                 listener()
         super().connection_lost(exc)
 
@@ -96,8 +131,9 @@ class Connection(HttpToolsProtocol):
         """The head is there; what follows is the body."""
         if self.parser.should_upgrade():
             return  # the parser stops here, and the request begins anew without the wish
-        self.scope["state"][HANGUP] = []
+        client = self.scope["state"][CLIENT] = Client()
         super().on_headers_complete()
+        client.serve(self.cycle)
         self._in_head = False
         self._empty_bytes = 0
         self._stop_head_timer()

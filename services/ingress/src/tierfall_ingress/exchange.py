@@ -23,7 +23,7 @@ from tierfall.errors import (
 from tierfall.logs import event
 from tierfall_ingress.ask import parse_ask
 from tierfall_ingress.body import read_body
-from tierfall_ingress.connection import HANGUP
+from tierfall_ingress.connection import CLIENT
 from tierfall_ingress.keys import ANYBODY
 from tierfall_ingress.ladder import Ladder
 from tierfall_ingress.tracing import begin_request, end_request
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.body import Receive
     from tierfall_ingress.cashier import Charge
+    from tierfall_ingress.connection import Client
     from tierfall_ingress.keys import Caller
     from tierfall_ingress.ladder import Answer
     from tierfall_ingress.services import Services
@@ -96,8 +97,8 @@ class Exchange:
         self._transcript: Transcript | None = None
         self._committed = False
         self._read_whole = False
-        self._hangup = scope["state"][HANGUP]
-        self._hangup.append(self._hang_up)
+        self._client: Client = scope["state"][CLIENT]
+        self._client.hangup.append(self._hang_up)
         self.id = request_id(_text(self._headers.get(b"x-request-id")))
         traceparent = _text(self._headers.get(b"traceparent")) or ""
         self._span = begin_request(services.tracer, scope, traceparent)
@@ -120,7 +121,7 @@ class Exchange:
             status = failure.status
             await self._fail(failure)
         finally:
-            self._hangup.clear()  # or the two would keep each other until the collector comes
+            self._client.hangup.clear()  # or the two would keep each other until the collector comes
             self._services.meters.in_flight -= 1
             self._report(status, failure)
 
@@ -163,21 +164,28 @@ class Exchange:
             self._answer.line.fail(ClientGone("the client hung up"))
 
     async def _stream(self, answer: Answer, data: bytes) -> None:
-        send, transcript = self._send, Transcript()
+        client, transcript = self._client, Transcript()
         self._transcript = transcript
         choices = self._ask.choices if self._ask is not None else 1
-        await send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *self._told()]})
-        self._committed = True
-        while data:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        def write(data: bytes) -> bool:
             transcript.add(data)
+            return client.write(data)
+
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*_SSE, *self._told()]})
+        self._committed = True
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        transcript.add(data)
+        while True:
             try:
-                data = await answer.read()
+                await answer.relay(write, client.room)
+                break
             except _RESUMABLE as error:
                 if transcript.finished(choices):
                     break  # nothing but usage is missing
                 answer, data = await self._resume(answer, transcript, error)
-        await send({"type": "http.response.body", "body": DONE})
+                write(data)
+        await self._send({"type": "http.response.body", "body": DONE})
 
     async def _resume(
         self, broken: Answer, transcript: Transcript, error: TierfallError

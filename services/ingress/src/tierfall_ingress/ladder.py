@@ -21,7 +21,7 @@ from tierfall_ingress.story import Story
 from tierfall_ingress.tracing import OK, UNTRACED, begin_attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from tierfall.config import Model
     from tierfall.protocol.envelope import Ending, Resume
@@ -101,6 +101,28 @@ class Answer:
             if line.error is not None:
                 raise line.error
             await line.changed()
+
+    async def relay(self, write: Callable[[bytes], bool], room: Callable[[], Awaitable[None]]) -> None:
+        """Hands what there is of the answer to ``write``, as soon as there is some, until its end.
+
+        Args:
+            write: Takes bytes and says whether there is room for more.
+            room: Waits until there is.
+
+        Raises:
+            TierfallError: It broke off.
+        """
+        line = self.line
+        while True:
+            if line.readable:
+                write(line.take())
+            elif line.ended:
+                return
+            elif line.error is not None:
+                raise line.error
+            else:
+                await line.flow(write)
+            await room()
 
     @property
     def ending(self) -> Ending | None:

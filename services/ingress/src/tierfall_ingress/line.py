@@ -12,6 +12,7 @@ from tierfall.protocol.frames import Kind, encode
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from tierfall.bus import Bus
     from tierfall.errors import TierfallError
@@ -53,6 +54,7 @@ class Line:
         "_seq",
         "_taken",
         "_waiter",
+        "_write",
         "accepted",
         "accepted_at",
         "doing",
@@ -77,6 +79,7 @@ class Line:
         self._chunks: list[bytes] = []
         self._parts: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
+        self._write: Callable[[bytes], bool] | None = None
         self._seq = 0
         self._taken = 0
         self._credited = 0
@@ -104,10 +107,8 @@ class Line:
         kind = frame.kind
         if kind is Kind.CHUNK or kind is Kind.PART:
             self._parts.append(frame.payload)
-            if kind is Kind.CHUNK:
-                self._chunks += self._parts
-                self._parts = []
-                self._on_output()
+            if kind is Kind.PART or self._on_chunk():
+                return
         elif kind is Kind.ACCEPTED:
             self._on_accepted(frame.payload)
         elif kind is Kind.PROGRESS:
@@ -131,11 +132,9 @@ class Line:
         self._wake()
 
     def keep_alive(self) -> None:
-        """Gives the reader an SSE comment, which clients skip, if it waits for more."""
-        if self._waiter is not None and not self._chunks:
-            self._chunks.append(KEEP_ALIVE)
-            self._taken -= len(KEEP_ALIVE)  # the worker has not sent it
-            self._wake()
+        """Sends an SSE comment, which clients skip, if the next of the answer is waited for."""
+        if self._write is not None:
+            self._write(KEEP_ALIVE)
 
     # -- what the attempt calls
 
@@ -159,6 +158,18 @@ class Line:
         finally:
             self._waiter = None
 
+    async def flow(self, write: Callable[[bytes], bool]) -> None:
+        """Lets chunks go straight to ``write``, until that has no room for more, or the line ends.
+
+        Its reader sleeps meanwhile: to wake it for each chunk would cost as much as all else that the
+        ingress does with one.
+        """
+        self._write = write
+        try:
+            await self.changed()
+        finally:
+            self._write = None
+
     @property
     def readable(self) -> bool:
         """Whether :meth:`take` has something."""
@@ -168,14 +179,38 @@ class Line:
         """All the bytes that are there, as one; grants the worker credit for them."""
         chunks, self._chunks = self._chunks, []
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        self._taken += len(data)
-        self.read_at = self.loop.time()
-        if self._taken - self._credited >= CREDIT_EVERY_BYTES and not self.ended and self._bus.connected:
-            self._credited = self._taken
-            self._control(Kind.CREDIT, 0, _CREDIT.pack(self._taken))
+        self._credit(len(data), self.loop.time())
         return data
 
     # -- inside
+
+    def _on_chunk(self) -> bool:
+        """A chunk is whole; whether it went straight through, so that nobody has to wake for it."""
+        self._on_output()
+        write = self._write
+        if write is None:
+            self._chunks += self._parts
+            self._parts.clear()
+            return False
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._credit(len(data), self.output_at or 0.0)
+        try:
+            roomy = write(data)
+        except Exception as error:  # noqa: BLE001 - it is its reader's defect, so the reader is to hear of it
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(error)
+            roomy = False
+        if not roomy:
+            self._write = None
+        return roomy
+
+    def _credit(self, size: int, now: float) -> None:
+        self._taken += size
+        self.read_at = now
+        if self._taken - self._credited >= CREDIT_EVERY_BYTES and not self.ended and self._bus.connected:
+            self._credited = self._taken
+            self._control(Kind.CREDIT, 0, _CREDIT.pack(self._taken))
 
     def _on_output(self) -> None:
         self.output_at = self.loop.time()
