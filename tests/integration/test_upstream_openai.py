@@ -35,6 +35,7 @@ from fakes.faults import (
     Status,
 )
 from fakes.provider import FakeProvider
+from tierfall.chat import ChunkStream
 from tierfall.errors import (
     BackendDown,
     BackendFault,
@@ -80,10 +81,11 @@ async def until(condition: Any) -> None:
 
 
 async def run(upstream: OpenAIUpstream) -> tuple[str, TierfallError | None, list[Any]]:
-    """One chat: the text that came, the error after it, the chunks."""
-    text, chunks = "", []
+    """One chat, judged as a worker judges it: the text that came, the error after it, the chunks."""
+    text, chunks, judge = "", [], ChunkStream("chatcmpl-1", 1, "first")
     try:
         async for payload in upstream.answer(Operation.CHAT, BODY):
+            judge.feed(payload)
             chunk = json.loads(payload)
             chunks.append(chunk)
             text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -113,3 +114,13 @@ def test_mistral_finish_reasons() -> None:
     with pytest.raises(StreamBroken):
         mended(MistralMender(), chunk({}, "error"))
     assert mended(MistralMender(), chunk({"content": "error"})) == [chunk({"content": "error"})]
+
+
+@pytest.mark.parametrize("make", [GroqMender, GeminiMender, MistralMender])
+@pytest.mark.parametrize("garbage", [b"%b[", b"[%b]", b'{"a":"\xff",%b:1}'])
+def test_garbage_is_a_broken_stream(make: type[ChunkMender], garbage: bytes) -> None:
+    """What a mender has to take apart and cannot is no chunk; it is no defect of ours."""
+    for word in (b'"x_groq"', b'"tool_calls"', b'"model_length"'):
+        payload = garbage % word
+        with contextlib.suppress(StreamBroken):
+            assert make().mend(payload) == payload

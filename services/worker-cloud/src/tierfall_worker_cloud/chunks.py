@@ -14,7 +14,7 @@ import msgspec
 from tierfall.errors import StreamBroken
 
 _encoder: Final = msgspec.json.Encoder()
-_decoder: Final = msgspec.json.Decoder()
+_decoder: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 class ChunkMender(Protocol):
@@ -24,8 +24,15 @@ class ChunkMender(Protocol):
         """The chunk as OpenAI would have sent it.
 
         Raises:
-            StreamBroken: The chunk says that the answer failed.
+            StreamBroken: The chunk says that the answer failed, or is none.
         """
+
+
+def _taken_apart(payload: bytes) -> dict[str, Any]:
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise StreamBroken("the provider sent something that is no chunk of an answer") from None
 
 
 class GroqMender:
@@ -35,7 +42,7 @@ class GroqMender:
         """See :class:`ChunkMender`."""
         if b'"x_groq"' not in payload:
             return payload
-        chunk = _decoder.decode(payload)
+        chunk = _taken_apart(payload)
         extra = chunk.get("x_groq")
         if not isinstance(extra, dict):
             return payload
@@ -61,7 +68,7 @@ class GeminiMender:
         """See :class:`ChunkMender`."""
         if b'"tool_calls"' not in payload and not (self._calls and b'"finish_reason"' in payload):
             return payload
-        chunk = _decoder.decode(payload)
+        chunk = _taken_apart(payload)
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             self._mend_choice(choice)
@@ -100,7 +107,7 @@ class MistralMender:
         array = b'"content":[' in payload or b'"content": [' in payload
         if not array and b'"model_length"' not in payload and b'"error"' not in payload:
             return payload
-        chunk = _decoder.decode(payload)
+        chunk = _taken_apart(payload)
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
             if isinstance(delta.get("content"), list):

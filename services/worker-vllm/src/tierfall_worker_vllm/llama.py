@@ -69,7 +69,7 @@ class LlamaMender:
             return payload
         try:
             chunk = _chunk.decode(payload)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return payload
         choices = chunk.get("choices") or []
         for choice in choices:

@@ -58,7 +58,7 @@ _TOO_LARGE: Final = "the backend's answer has more than {} bytes"
 
 
 class _Peek(msgspec.Struct):
-    """What has to be seen of each payload; decoding it checks the JSON of the rest on the way."""
+    """What makes an event an error."""
 
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     object: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -125,8 +125,9 @@ class OpenAIUpstream:
         headers: Mapping[str, str] | None = None,
         on_head: Callable[[int, Mapping[str, str]], None] | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """Posts a request and yields the JSON text of each chunk, on one line, up to ``[DONE]``.
+        """Posts a request and yields what each event says, on one line, up to ``[DONE]``.
 
+        That is the JSON text of a chunk, or garbage: whoever judges the answer has to read it anyway.
         Embeddings come in one piece, which is all that is yielded of them. A stream that ends in good order
         without ``[DONE]`` just ends here: whether the answer was complete is for the caller to judge by its
         ``finish_reason``. Closing the generator closes the connection, which is what makes an engine stop.
@@ -140,7 +141,7 @@ class OpenAIUpstream:
         Raises:
             BackendDown: No connection could be made.
             BackendFault: The connection broke before the answer's head, or the backend failed.
-            StreamBroken: The connection broke, or garbage came, in the middle of the answer.
+            StreamBroken: The connection broke, or what came are no events, in the middle of the answer.
             UnsupportedOperation: The backend has no such endpoint.
             TierfallError: What else the backend's error means; see :mod:`tierfall.upstream.failure`.
         """
@@ -163,11 +164,11 @@ class OpenAIUpstream:
                         complete = True
                         return
                     if payload != _NULL:  # llama.cpp sends it between the answers to several prompts
-                        yield self._checked(payload)
+                        yield self._told(payload)
                 data = await self._read(response)
             last = parser.finish()
             if last is not None and last != DONE:
-                yield self._checked(last)
+                yield self._told(last)
             complete = True
         finally:
             if complete:
@@ -242,7 +243,7 @@ class OpenAIUpstream:
     async def _unstreamed(self, begun: bytes, response: Response, operation: Operation) -> bytes:
         """The whole of a JSON body: embeddings, an error, or the answer of an engine that never streams."""
         if operation is Operation.EMBEDDINGS:
-            return self._checked(begun + await self._whole(response, MAX_BODY_BYTES))
+            return self._told(begun + await self._whole(response, MAX_BODY_BYTES))
         parts = [begun, await self._whole(response, MAX_EVENT_BYTES)]
         try:
             decoded = msgspec.json.decode(b"".join(parts))
@@ -258,19 +259,21 @@ class OpenAIUpstream:
             return as_chunk(decoded)
         raise from_event(self.source, decoded)
 
-    def _checked(self, payload: bytes) -> bytes:
-        """The payload, if it is one JSON object and no error."""
+    def _told(self, payload: bytes) -> bytes:
+        """What one event says, on one line, if that is no error."""
+        if b'"error"' in payload:
+            self._look_for_error(payload)
+        return payload.replace(b"\n", b" ") if b"\n" in payload else payload
+
+    def _look_for_error(self, payload: bytes) -> None:
         try:
             seen = _peek.decode(payload)
-            if not payload.isascii():
-                payload.decode()  # the peek skips strings without looking into them
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise StreamBroken(f"{self.source.name} sent an event that is no JSON object") from None
+        except (msgspec.DecodeError, RecursionError):
+            return  # no object at all: its judge will say so
         if (seen.error is not msgspec.UNSET and bytes(seen.error) != b"null") or (
             seen.object is not msgspec.UNSET and bytes(seen.object) == b'"error"'
         ):
             raise from_event(self.source, msgspec.json.decode(payload))
-        return payload.replace(b"\n", b" ") if b"\n" in payload else payload
 
     async def _failure(self, response: Response, operation: Operation) -> TierfallError:
         try:
