@@ -41,6 +41,25 @@ def test_json_holds_the_fields_beside_the_message() -> None:
     assert line["time"].endswith("Z")
 
 
+def test_a_requests_line_is_as_any_other() -> None:
+    """What goes past logging's records has the same members, obeys the level, and reaches who else listens."""
+    stream, others = io.StringIO(), io.StringIO()
+    logs.configure("ingress", environ={}, stream=stream)
+    logger = logging.getLogger("tierfall.a")
+    logs.event(logger, "chat", {"model": "m", "level": "mine"})
+    logger.info("chat", extra={"fields": {"model": "m", "level": "mine"}})
+    lines = [{**json.loads(line), "time": ""} for line in stream.getvalue().splitlines()]
+    assert lines[0] == lines[1]
+    assert (lines[0]["level"], lines[0]["logger"], lines[0]["model"]) == ("info", "tierfall.a", "m")
+    logging.getLogger().addHandler(logging.StreamHandler(others))
+    logs.event(logger, "seen", {})
+    assert others.getvalue() == "seen\n"
+    logs.configure("ingress", "warning", environ={}, stream=stream)
+    told = stream.getvalue()
+    logs.event(logger, "chat", {})
+    assert stream.getvalue() == told
+
+
 def test_json_holds_the_traceback() -> None:
     """A defect's traceback stays on the one line."""
     stream = io.StringIO()

@@ -52,6 +52,15 @@ def test_garbage_never_breaks_the_parser(pieces: list[bytes]) -> None:
     assert parse(pieces) == parse([b"".join(pieces)])
 
 
+@given(
+    st.lists(st.sampled_from([b"data: ", b"data:", b"data", b"\n", b"\n\n", b"\r", b"a", b": "]), max_size=20)
+)
+def test_any_lines_are_read_alike(parts: list[bytes]) -> None:
+    """Whatever stands in its lines, a stream means the same in one piece and byte by byte."""
+    stream = b"".join(parts)
+    assert parse([stream]) == parse([stream[at : at + 1] for at in range(len(stream))]) == parse(parts)
+
+
 def test_event_is_out_with_its_last_byte() -> None:
     """A payload does not wait for the next event, also with CR line ends."""
     assert parse([b'data: {"a":1}\n\n']) == [b'{"a":1}']

@@ -139,7 +139,7 @@ class _Choice:
         output = bool(delta.get("content")) or any(map(delta.get, _OUTPUT))
         for call in delta.pop("tool_calls", None) or ():
             self._feed_call(call)
-        self._message = _grown(self._message, delta)
+        _grow(self._message, delta)
         self._feed_rest(choice)
         return output
 
@@ -197,16 +197,21 @@ class _Text(list[str]):
     """A string's pieces, joined once at the end: joining as they come takes quadratic time."""
 
 
+def _grow(known: dict[str, Any], new: dict[str, Any]) -> None:
+    """A delta's members added to those that are there."""
+    for name, value in new.items():
+        grown = known.get(name)
+        if type(grown) is _Text and type(value) is str:  # nearly always
+            grown.append(value)
+        else:
+            known[name] = _grown(grown, value, name)
+
+
 def _grown(old: Any, new: Any, name: str = "") -> Any:
     """A delta's value added to what is there: strings and lists are appended to, objects by member."""
     if isinstance(new, dict):
         known = old if isinstance(old, dict) else {}
-        for key, value in new.items():
-            grown = known.get(key)
-            if type(grown) is _Text and type(value) is str:  # nearly always
-                grown.append(value)
-            else:
-                known[key] = _grown(grown, value, key)
+        _grow(known, new)
         return known
     if isinstance(new, list):
         return _as_parts(old) + new
