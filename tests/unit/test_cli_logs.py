@@ -42,7 +42,7 @@ def test_json_holds_the_fields_beside_the_message() -> None:
 
 
 def test_a_requests_line_is_as_any_other() -> None:
-    """What goes past logging's records has the same members, obeys the level, and reaches who else listens."""
+    """What goes past logging's records is written alike, obeys the level, and reaches who else listens."""
     stream, others = io.StringIO(), io.StringIO()
     logs.configure("ingress", environ={}, stream=stream)
     logger = logging.getLogger("tierfall.a")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from uvicorn.protocols.http.flow_control import FlowControl
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -38,35 +39,31 @@ class Client:
     """What an exchange asks of its connection that ASGI has no words for.
 
     Attributes:
+        gone: Whether nothing that is written reaches it any more.
         hangup: What is put here is called when the client hangs up before its answer is whole; to wait for
             ``http.disconnect`` would take a task of its own for each request.
     """
 
-    __slots__ = ("_cycle", "hangup")
+    __slots__ = ("_flow", "_transport", "gone", "hangup")
 
-    def __init__(self) -> None:
+    def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
+        self._transport = transport
+        self._flow = flow
+        self.gone = False
         self.hangup: list[Callable[[], object]] = []
-        self._cycle: RequestResponseCycle | None = None
-
-    def serve(self, cycle: RequestResponseCycle) -> None:
-        """Called by the connection with what answers the request."""
-        self._cycle = cycle
 
     def write(self, data: bytes) -> bool:
         """More of a body whose head and first part were sent by ASGI; whether there is room for the next.
 
         ASGI's ``send`` is a coroutine, so each token would have to wake its exchange's task.
         """
-        cycle = self._cycle
-        assert cycle is not None  # noqa: S101 - there is one before there is an exchange
-        if not cycle.disconnected:
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return not cycle.flow.write_paused
+        if not self.gone:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return not self._flow.write_paused
 
     async def room(self) -> None:
         """Waits until the client has taken enough for more to be written, or is gone."""
-        assert self._cycle is not None  # noqa: S101 - as above
-        await self._cycle.flow.drain()
+        await self._flow.drain()
 
 
 class Connection(HttpToolsProtocol):
@@ -101,9 +98,7 @@ class Connection(HttpToolsProtocol):
         self._stall.drained()
         self._lingering.lost()
         for cycle in self._open_cycles():
-            cycle.disconnected = True
-            cycle.message_event.set()
-            for listener in cycle.scope["state"][CLIENT].hangup:
+            for listener in _cut_off(cycle).hangup:
                 listener()
         super().connection_lost(exc)
 
@@ -131,9 +126,8 @@ class Connection(HttpToolsProtocol):
         """The head is there; what follows is the body."""
         if self.parser.should_upgrade():
             return  # the parser stops here, and the request begins anew without the wish
-        client = self.scope["state"][CLIENT] = Client()
+        self.scope["state"][CLIENT] = Client(self.transport, self.flow)
         super().on_headers_complete()
-        client.serve(self.cycle)
         self._in_head = False
         self._empty_bytes = 0
         self._stop_head_timer()
@@ -254,11 +248,18 @@ class Connection(HttpToolsProtocol):
             running.keep_alive = False  # its answer is not to be spoilt: the connection ends with it
             return
         if running is not None:
-            running.disconnected = True
-            running.message_event.set()
+            _cut_off(running)
         if running is None or not running.response_started:
             self.transport.write(_alone(error))
         self.transport.close()
+
+
+def _cut_off(cycle: RequestResponseCycle) -> Client:
+    """Nothing of this answer is written any more."""
+    client: Client = cycle.scope["state"][CLIENT]
+    client.gone = cycle.disconnected = True
+    cycle.message_event.set()
+    return client
 
 
 def _alone(error: TierfallError) -> bytes:
