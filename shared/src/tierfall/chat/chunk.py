@@ -6,10 +6,11 @@ SDKs read it. What needs no change is passed on byte for byte (as ``msgspec.Raw`
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 import msgspec
 
+from tierfall.chat.frame import Frame
 from tierfall.chat.generated import Generated
 from tierfall.errors import BackendFault, StreamBroken
 
@@ -67,20 +68,15 @@ class _Judged(msgspec.Struct):
     error: msgspec.Raw | None = None
 
 
+_QUOTE: Final = ord('"')
 _LINE_FEED: Final = ord("\n")
 _CARRIAGE_RETURN: Final = ord("\r")
 
 
-class _Frame(NamedTuple):
-    """What stands around the choices of each chunk of one answer, as it came and as it leaves."""
-
-    head: bytes
-    tail: bytes
-    our_head: bytes
-    our_tail: bytes
-
-
+LEARNING: Final = 4
+"""How many chunks with text are looked at for what stands around it in all of them."""
 _judged: Final = msgspec.json.Decoder(_Judged)
+_text: Final = msgspec.json.Decoder(str)
 _listed: Final = msgspec.json.Decoder(list[Choice])
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _choices: Final = msgspec.json.Decoder(list[dict[str, Any]])
@@ -102,7 +98,7 @@ class ChunkStream(Generated):
         begun: Likewise.
     """
 
-    __slots__ = ("_calls", "_frame", "_stamp")
+    __slots__ = ("_calls", "_choices_frame", "_stamp", "_text_frame", "_to_learn")
 
     object_name: ClassVar[str] = "chat.completion.chunk"
     """``object`` of every chunk."""
@@ -118,7 +114,9 @@ class ChunkStream(Generated):
             "model": _raw(model),
         }
         self._calls: set[tuple[int, int]] = set()
-        self._frame: _Frame | None = None
+        self._text_frame: Frame | None = None
+        self._choices_frame: Frame | None = None
+        self._to_learn = LEARNING
 
     def feed(self, payload: bytes) -> bytes:
         """The chunk as the client gets it, as JSON on one line; empty when nothing of it is for the client.
@@ -127,35 +125,64 @@ class ChunkStream(Generated):
             StreamBroken: The bytes are no chunk.
             BackendFault: They are an error object in a chunk's place.
         """
-        frame = self._frame
+        if self._text_frame is not None and (raw := self._text_frame.part(payload)):
+            text = _string(raw)
+            if text is not None:
+                if text:
+                    self.started = True
+                    self.outputs += 1
+                return self._text_frame.framed(raw)
         try:
-            if frame is not None and payload.startswith(frame.head) and payload.endswith(frame.tail):
-                return self._framed(payload, frame) or self._taken_apart(payload)
+            if self._choices_frame is not None and (raw := self._choices_frame.part(payload)):
+                return self._framed(payload, raw, self._choices_frame) or self._taken_apart(payload)
             return self._taken_apart(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise StreamBroken("the backend sent something that is no chunk of an answer") from None
 
-    def _framed(self, payload: bytes, frame: _Frame) -> bytes:
-        """A chunk that differs from an earlier one in its choices alone, as nearly all do; empty if not so.
-
-        The frame stood around an array in whole and valid JSON. So if an array stands between the two again,
-        the chunk is valid, and the array is all that has to be looked at.
-        """
-        inner = payload[len(frame.head) : len(payload) - len(frame.tail)]
-        if _LINE_FEED in inner or _CARRIAGE_RETURN in inner:
+    def _framed(self, payload: bytes, raw: bytes, frame: Frame) -> bytes:
+        """A chunk that differs from an earlier one in its choices alone, as most do; empty if not so."""
+        if _LINE_FEED in raw or _CARRIAGE_RETURN in raw:
             return b""
         try:
-            choices = _listed.decode(inner)
+            choices = _listed.decode(raw)
         except msgspec.DecodeError:
             return b""
-        if not inner.isascii():
-            inner.decode()
+        if not raw.isascii():
+            raw.decode()
         for choice in choices:
             if self._breaks_a_rule(choice):
                 return b""
         for choice in choices:
             self._note(choice)
-        return frame.our_head + inner + frame.our_tail if choices else b""
+        if not choices:
+            return b""
+        chunk = frame.framed(raw)
+        if self._to_learn and len(choices) == 1:
+            self._learn(payload, chunk, choices[0])
+        return chunk
+
+    def _learn(self, payload: bytes, chunk: bytes, choice: Choice) -> None:
+        """From a good chunk with text and nothing else: what stands around the text.
+
+        A chunk that differs from it in the text alone breaks no rule either.
+        """
+        text = self._text_of(choice)
+        if not text or choice.finish_reason is not None:
+            return
+        self._to_learn -= 1
+        frame = Frame.around(_encoder.encode(text), payload, chunk)
+        if frame is None:
+            return
+        (without,) = _judged.decode(frame.head + b'""' + frame.tail).choices or (choice,)
+        if self._text_of(without) == "" and not self._has_output(without):
+            self._text_frame = frame
+            self._to_learn = 0
+
+    def _text_of(self, choice: Choice) -> Any:
+        return None if choice.delta is None else choice.delta.content
+
+    def _has_output(self, choice: Choice) -> bool:
+        return choice.delta is not None and choice.delta.has_output()
 
     def _taken_apart(self, payload: bytes) -> bytes:
         if not payload.isascii():
@@ -179,8 +206,8 @@ class ChunkStream(Generated):
             self._note(choice)
         members.update(self._stamp)
         chunk = _encoder.encode(members)
-        if usage is None and judged.error is None and payload.count(inner) == chunk.count(inner) == 1:
-            self._frame = _Frame(*_around(inner, payload), *_around(inner, chunk))
+        if usage is None and judged.error is None:
+            self._choices_frame = Frame.around(inner, payload, chunk)
         return chunk
 
     def usage_chunk(self) -> bytes:
@@ -203,10 +230,10 @@ class ChunkStream(Generated):
 
     def _note(self, choice: Choice) -> None:
         index, delta = choice.index or 0, choice.delta
-        if delta is not None and (delta.content or delta.has_output()):
+        if self._has_output(choice):
             self.started = True
             self.outputs += 1
-            for call in delta.tool_calls or ():
+            for call in (delta and delta.tool_calls) or ():
                 if call.index is not None:
                     self._calls.add((index, call.index))
         if choice.finish_reason or index not in self._seen:
@@ -228,9 +255,12 @@ class ChunkStream(Generated):
         return msgspec.Raw(_encoder.encode(choices))
 
 
-def _around(inner: bytes, text: bytes) -> tuple[bytes, bytes]:
-    head, _, tail = text.partition(inner)
-    return head, tail
+def _string(raw: bytes) -> str | None:
+    """The string that is all of these bytes, if they are one."""
+    try:
+        return _text.decode(raw) if raw[0] == raw[-1] == _QUOTE else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _only_what_grows(call: dict[str, Any]) -> None:

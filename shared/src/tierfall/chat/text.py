@@ -31,6 +31,12 @@ class TextStream(ChunkStream):
             or choice.finish_reason is msgspec.UNSET
         )
 
+    def _text_of(self, choice: Choice) -> Any:
+        return choice.text
+
+    def _has_output(self, choice: Choice) -> bool:
+        return bool(choice.text)
+
     def _note(self, choice: Choice) -> None:
         if choice.text:
             self.started = True
