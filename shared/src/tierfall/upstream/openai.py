@@ -150,9 +150,7 @@ class OpenAIUpstream:
         try:
             if on_head is not None:
                 on_head(response.status, response.headers)
-            if response.status != _OK:
-                raise await self._failure(response, operation)
-            data = await self._first(response)
+            data = await self._first(response, operation)
             if operation is Operation.EMBEDDINGS or data[:1] in _JSON_BEGINS:
                 yield await self._unstreamed(data, response, operation)
                 complete = True
@@ -165,11 +163,13 @@ class OpenAIUpstream:
                         return
                     if payload != _NULL:  # llama.cpp sends it between the answers to several prompts
                         yield self._told(payload)
-                data = await self._read(response)
+                data = await response.read()
             last = parser.finish()
             if last is not None and last != DONE:
                 yield self._told(last)
             complete = True
+        except ConnectionBroken as error:
+            raise self._broken(error) from error
         finally:
             if complete:
                 self._release(response)
@@ -221,8 +221,10 @@ class OpenAIUpstream:
                 f"{self.source.name} at {self.base_url} broke the connection unanswered: {error}"
             ) from error
 
-    async def _first(self, response: Response) -> bytes:
+    async def _first(self, response: Response, operation: Operation) -> bytes:
         """The first bytes that are not white space; empty at the end of an empty answer."""
+        if response.status != _OK:
+            raise await self._failure(response, operation)
         while data := await self._read(response):
             if data := data.lstrip():
                 break
@@ -236,9 +238,10 @@ class OpenAIUpstream:
         try:
             return await response.read()
         except ConnectionBroken as error:
-            raise StreamBroken(
-                f"{self.source.name} broke the connection in the middle of its answer: {error}"
-            ) from error
+            raise self._broken(error) from error
+
+    def _broken(self, error: ConnectionBroken) -> StreamBroken:
+        return StreamBroken(f"{self.source.name} broke the connection in the middle of its answer: {error}")
 
     async def _unstreamed(self, begun: bytes, response: Response, operation: Operation) -> bytes:
         """The whole of a JSON body: embeddings, an error, or the answer of an engine that never streams."""

@@ -41,11 +41,6 @@ class Outbox:
         self._later: asyncio.TimerHandle | None = None
         bus.on_state(self._on_bus_state)
 
-    @property
-    def part_limit(self) -> int:
-        """Bytes of payload that fit one frame."""
-        return self._bus.max_payload - HEADER.size
-
     def touch(self, reply: Reply, *, urgent: bool) -> None:
         """Notes that a reply has something to send, at the end of this loop turn or within 3 ms."""
         self._homes.setdefault(reply.home, {})[reply] = None
@@ -72,7 +67,7 @@ class Outbox:
         message: list[bytes] = []
         size, subject = 0, ""
         for reply in replies:
-            for frame in reply.take():
+            for frame in reply.take(limit):
                 if message and size + len(frame) > limit:
                     self._bus.publish(subject, b"".join(message))
                     message, size = [], 0
@@ -173,11 +168,11 @@ class Reply:
             self._taken = max(self._taken, _CREDIT.unpack(payload)[0])
             self._outbox.touch(self, urgent=False)
 
-    def take(self) -> list[bytes]:
-        """The frames that may go out now; called by the outbox when it sends them."""
+    def take(self, limit: int) -> list[bytes]:
+        """The frames that may go out now, none above ``limit`` bytes; called when the outbox sends them."""
         frames, self._ready = self._ready, []
         if self._pending and self._sent - self._taken < self._window:
-            self._cut_pending(frames)
+            self._cut_pending(frames, limit - HEADER.size)
         elif self._grew:
             frames.append(self._frame(Kind.OUTPUT, b""))
         self._grew = False
@@ -187,13 +182,14 @@ class Reply:
             self._on_done()
         return frames
 
-    def _cut_pending(self, frames: list[bytes]) -> None:
-        pending, limit = self._pending, self._outbox.part_limit
+    def _cut_pending(self, frames: list[bytes], limit: int) -> None:
+        pending = self._pending
         data = pending[0] if len(pending) == 1 else b"".join(pending)
         pending.clear()
-        self._pending_bytes = 0
         self._sent += len(data)
-        self._drained.set()
+        if self.is_full:
+            self._drained.set()
+        self._pending_bytes = 0
         while len(data) > limit:
             frames.append(self._frame(Kind.PART, data[:limit]))
             data = data[limit:]
