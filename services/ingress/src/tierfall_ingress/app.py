@@ -114,14 +114,11 @@ class Front:
         self._bare = bare
         self._api = api
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """ASGI."""
-        if scope["type"] != "http":
-            return
-        bare = self._bare.get(scope["path"])
-        if bare is not None:
-            await bare(scope, receive, send)
-            return
+        return self._bare.get(scope["path"], self._other)(scope, receive, send)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope["headers"]).get(b"x-request-id")
         header = (b"x-request-id", request_id(None if given is None else given.decode("latin-1")).encode())
         # HEAD works where GET works; the server, whose scope stays as it is, leaves the body out.

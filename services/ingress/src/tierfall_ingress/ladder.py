@@ -177,7 +177,7 @@ class Ladder:
         self._span = span
         self.story = Story()
 
-    async def climb(self) -> tuple[Answer, bytes]:
+    def climb(self) -> Awaitable[tuple[Answer, bytes]]:
         """Goes up until a tier answers.
 
         Returns:
@@ -186,7 +186,7 @@ class Ladder:
         Raises:
             TierfallError: Nobody could answer, the request is at fault, the budget is spent, the client left.
         """
-        return await self._within_budget(self._climb(0))
+        return self._within_budget(self._climb(0))
 
     async def resume(self, broken: Answer, error: TierfallError, point: Resume) -> tuple[Answer, bytes]:
         """Goes on with an answer whose stream broke: on the same tier if it may, then on the next ones.

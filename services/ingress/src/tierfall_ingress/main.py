@@ -100,6 +100,7 @@ class Server(uvicorn.Server):
                 build_app(services),
                 host=address.host,
                 port=address.port,
+                interface="asgi3",
                 http=Connection,
                 ws="none",
                 loop="none",

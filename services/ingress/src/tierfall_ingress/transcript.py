@@ -12,7 +12,7 @@ from tierfall_ingress.line import KEEP_ALIVE
 if TYPE_CHECKING:
     from tierfall_ingress.ask import Ask
 
-UNREAD_BYTES: Final = 8 * 1024
+UNREAD_BYTES: Final = 4 * 1024
 """Events that are kept as they were sent. Reading each at once would cost every stream for the few that
 break; reading none before the end would take forty times the memory of their text."""
 TEXT_LIMIT: Final = 128 * 1024

@@ -71,7 +71,7 @@ def used(payload: bytes) -> int | None:
         return None
     try:
         usage = _counted.decode(payload).usage
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     if usage is None:
         return None
