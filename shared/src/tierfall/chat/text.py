@@ -37,12 +37,6 @@ class TextStream(ChunkStream):
     def _has_output(self, choice: Choice) -> bool:
         return bool(choice.text)
 
-    def _note(self, choice: Choice) -> None:
-        if choice.text:
-            self.started = True
-            self.outputs += 1
-        self._settle(choice.index or 0, choice.finish_reason or None)
-
     def _mend(self, raw: msgspec.Raw) -> msgspec.Raw:
         """Index and text always, ``finish_reason`` once."""
         choices = _choices.decode(raw)
