@@ -17,7 +17,7 @@
     │  ├─ HeadTimeout              408     invalid_request_error  head_timeout             never
     │  ├─ BodyTimeout              408     invalid_request_error  body_timeout             never
     │  ├─ BodyTooLarge             413     invalid_request_error  request_too_large        never
-    │  ├─ MediaTypeUnsupported     415     invalid_request_error  unsupported_media_type   never
+    │  ├─ UnsupportedMediaType     415     invalid_request_error  unsupported_media_type   never
     │  └─ HeadersTooLarge          431     invalid_request_error  headers_too_large        never
     ├─ BackendError
     │  ├─ RateLimited              429     rate_limit_error       rate_limit_exceeded      wait
@@ -229,7 +229,7 @@ class BodyTooLarge(ClientError):
     code = "request_too_large"
 
 
-class MediaTypeUnsupported(ClientError):
+class UnsupportedMediaType(ClientError):
     """The body's ``Content-Type`` is not JSON."""
 
     status = 415

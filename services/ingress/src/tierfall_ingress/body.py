@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from tierfall.errors import BodyTimeout, BodyTooLarge, ClientGone, InvalidRequest, MediaTypeUnsupported
+from tierfall.errors import BodyTimeout, BodyTooLarge, ClientGone, InvalidRequest, UnsupportedMediaType
 from tierfall.timelimit import TimeLimit
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
     """The whole body of a JSON request.
 
     Raises:
-        MediaTypeUnsupported: It is not JSON, or compressed.
+        UnsupportedMediaType: It is not JSON, or compressed.
         BodyTooLarge: It says or turns out to be above ``limit`` bytes.
         BodyTimeout: The client stopped sending.
         ClientGone: The client hung up.
@@ -51,9 +51,9 @@ def _check_type(headers: Mapping[bytes, bytes]) -> None:
     kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
     if kind != b"application/json" and not kind.endswith(b"+json"):
         shown = kind.decode("latin-1")
-        raise MediaTypeUnsupported(f"the body's Content-Type is {shown!r}; send application/json")
+        raise UnsupportedMediaType(f"the body's Content-Type is {shown!r}; send application/json")
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-        raise MediaTypeUnsupported("compressed bodies are not supported; send it without Content-Encoding")
+        raise UnsupportedMediaType("compressed bodies are not supported; send it without Content-Encoding")
 
 
 def _check_length(length: bytes | None, limit: int) -> None:
