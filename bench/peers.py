@@ -16,6 +16,7 @@ import msgspec
 from bench.backend import AT_ONCE, PACED, REFUSED, SILENT
 from bench.installs import install, version
 from bench.processes import Process, free_port, running, wait_for_port
+from tierfall.cli.up.program import NATS_ENVIRON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,9 +184,9 @@ class Tierfall(msgspec.Struct, frozen=True, kw_only=True):
 
     @contextlib.contextmanager
     def start(self, place: Place) -> Iterator[System]:
-        """A nats-server, and each service as a process of its own, as they are shipped: metrics on."""
+        """A nats-server and each service, started as ``tierfall up`` starts them: metrics on."""
         commands = Path(sys.executable).parent
-        environ = {"BENCH_KEY": KEY} | self._tracing(place)
+        environ = {"BENCH_KEY": KEY} | self._tracing(place) | NATS_ENVIRON
         nats_port = free_port()
         ports = tuple(free_port() for _ in range(self.ingresses))
         nats_config = place.folder / f"{self.name}-nats.conf"

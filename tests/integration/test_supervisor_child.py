@@ -38,7 +38,13 @@ class Bench:
         return self._stream.getvalue()
 
     def start(
-        self, code: str, *, stop_s: float = 10.0, hidden: str = "", argv: tuple[str, ...] | None = None
+        self,
+        code: str,
+        *,
+        stop_s: float = 10.0,
+        hidden: str = "",
+        argv: tuple[str, ...] | None = None,
+        environ: dict[str, str] | None = None,
     ) -> Child:
         """Starts a child that runs Python code, or ``argv``."""
         program = Program(
@@ -47,6 +53,7 @@ class Bench:
             stage=Stage.ENGINE,
             stop_s=stop_s,
             hidden=re.compile(hidden) if hidden else None,
+            environ=environ or {},
         )
         child = Child(program, os.environ, Console(self._stream), self._keeper, backoff_first_s=0.02)
         self.children.append(child)
@@ -70,6 +77,16 @@ async def bench(keeper: Keeper) -> AsyncIterator[Bench]:
     at_once.set()
     for child in bench.children:
         await child.stop(at_once)
+
+
+async def test_a_program_has_variables_of_its_own_unless_they_are_set(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a program gets by default is there, and gives way to what whoever starts it has set."""
+    monkeypatch.setenv("CHILD_B", "ours")
+    code = "import os; print(os.environ['CHILD_A'], os.environ['CHILD_B'], flush=True)"
+    bench.start(code, environ={"CHILD_A": "a", "CHILD_B": "b"})
+    await until(said(bench, "a ours"))
 
 
 def said(bench: Bench, text: str) -> Callable[[], bool]:

@@ -99,7 +99,7 @@ class Job:
 
     def start(self) -> asyncio.Task[None]:
         """Begins the work in a task of its own."""
-        self._task = asyncio.create_task(self._run(), name=f"job {self._envelope.request_id}")
+        self._task = self._loop.create_task(self._run(), name=f"job {self._envelope.request_id}")
         return self._task
 
     @property

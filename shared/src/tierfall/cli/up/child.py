@@ -135,7 +135,7 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=writing,
                 stderr=writing,
-                env=dict(self._environ),
+                env={**self.program.environ, **self._environ},
                 start_new_session=True,
             )
         except OSError as error:
