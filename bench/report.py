@@ -227,7 +227,8 @@ def heading(results: Results) -> str:
     return (
         f"{results.began}, {results.took_s / 60:.0f} minutes{', quick' if results.quick else ''}; "
         f"{machine.cores} cores ({machine.cpu}), {machine.memory_bytes / 2**30:.0f} GiB, "
-        f"Linux {machine.kernel}, Python {machine.python}, load before {machine.load_before:g}. "
+        f"Linux {machine.kernel}, Python {machine.python} "
+        f"({machine.python_ns:.0f} ns for an object and a call), load before {machine.load_before:g}. "
         f"{versions}.{absent} Medians of {rounds} rounds."
     )
 

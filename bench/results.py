@@ -26,6 +26,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     kernel: str
     python: str
+    python_ns: float
+    """What an object and a call of its method take: builds of one version differ by a quarter."""
     load_before: float
     """Processes that wanted a core in the minute before; above 1 the numbers are not to be trusted."""
 
