@@ -59,7 +59,8 @@ class LingeringTransport(asyncio.Transport):
         return self.lingering or self._transport.is_closing()
 
     def lost(self) -> None:
-        """To be called when the connection is gone."""
+        """To be called when the connection is gone: also lets go of who was asked, who holds this."""
+        self._unread = _nothing
         if self._timer is not None:
             self._timer.cancel()
 
@@ -94,3 +95,7 @@ class LingeringTransport(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As the real one."""
         return self._transport.get_extra_info(name, default)
+
+
+def _nothing() -> bool:
+    return False
