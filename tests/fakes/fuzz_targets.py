@@ -192,20 +192,28 @@ def chunks(data: bytes) -> None:
 
 
 def assembly(data: bytes) -> None:
-    """A whole answer with our stamp, or an error of the tree; a stream that is no error says the same."""
+    """A whole answer with our stamp, or an error of the tree; it judges as a stream does."""
     choices = 1 + (data[:1] == b"\x01")
     whole = Assembly("chatcmpl-1", 1, "first", choices)
     stream = ChunkStream("chatcmpl-1", 1, "first", choices)
-    try:
-        for payload in data[1:].split(EVENT_END):
-            whole.feed(payload)
-            stream.feed(payload)
-    except BackendFault as error:
-        tellable(error)
-        return
+    for payload in data[1:].split(EVENT_END):
+        refused = _refused(stream, payload)
+        error = _refused(whole, payload)
+        if error is not None:
+            tellable(error)
+            return
+        assert refused is None
     assert (whole.complete, whole.finish_reasons) == (stream.complete, stream.finish_reasons)
     if whole.complete:
         is_completion(whole.completion())
+
+
+def _refused(answer: Assembly | ChunkStream, payload: bytes) -> BackendFault | None:
+    try:
+        answer.feed(payload)
+    except BackendFault as error:
+        return error
+    return None
 
 
 def is_chunk(chunk: bytes) -> None:

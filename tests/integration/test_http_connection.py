@@ -119,7 +119,9 @@ async def test_a_connection_without_a_word_is_closed(
         assert await client.closed() == b""
 
 
-@pytest.mark.parametrize("junk", [b"\r\n", b"GET /v1/mod", b"\x00garbage\r\n\r\n", b"X" * 100_000])
+@pytest.mark.parametrize(
+    "junk", [b"\r\n", b"\r\n\r\n", b"GET /v1/mod", b"\x00garbage\r\n\r\n", b"X" * 100_000]
+)
 async def test_what_follows_a_request_never_spoils_its_answer(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch, junk: bytes
 ) -> None:

@@ -137,6 +137,8 @@ async def test_payload_is_one_line(provider: FakeProvider, upstream: OpenAIUpstr
         (Garbage(0), StreamBroken),
         (Raw(b"data: [1]\n\n"), StreamBroken),
         (Raw(b'data: {"a":"\xff"}\n\n'), StreamBroken),
+        (Raw(b'data: {"error":{"message":"\xff"}}\n\n'), StreamBroken),
+        (Raw(b'data: {"error":{"code":1e999}}\n\n'), StreamBroken),
         (Raw(b"<html>Welcome</html>", "text/html"), ProviderRefused),
     ],
 )

@@ -273,19 +273,39 @@ def test_an_unknown_text_field_of_a_delta_grows() -> None:
     [
         b'{"choices":[{"delta":{"tool_calls":[1]}}]}',
         b'{"choices":[{"delta":{"tool_calls":[{"index":"0"}]}}]}',
+        b'{"choices":[{"delta":{"tool_calls":[{"index":0,"function":"f"}]}}]}',
+        b'{"choices":[{"delta":{"tool_calls":""}}]}',
         b'{"choices":[{"delta":[1]}]}',
+        b'{"choices":[{"delta":false}]}',
+        b'{"choices":[{"index":false}]}',
+        b'{"choices":0}',
         b'{"choices":[{"index":"0"}]}',
         b'{"choices":[{"finish_reason":1}]}',
         b'{"choices":{"0":{}}}',
         b"[]",
         b'{"choices":[{"delta":{"x":' + b"[" * 5000 + b"]" * 5000 + b"}}]}",
     ],
-    ids=["call", "number", "delta", "index", "reason", "choices", "array", "deep"],
+    ids=[
+        "call",
+        "number",
+        "function",
+        "calls",
+        "delta",
+        "falsy",
+        "bool",
+        "zero",
+        "index",
+        "reason",
+        "choices",
+        "array",
+        "deep",
+    ],
 )
 def test_fields_of_wrong_types_break_the_stream(chunk: bytes) -> None:
-    """What cannot be assembled is the backend's failure, not a crash."""
-    with pytest.raises(StreamBroken):
-        Assembly("i", 1, "m").feed(chunk)
+    """What cannot be assembled is the backend's failure, not a crash; a stream refuses it, too."""
+    for answer in (Assembly("i", 1, "m"), ChunkStream("i", 1, "m")):
+        with pytest.raises(StreamBroken):
+            answer.feed(chunk)
 
 
 @settings(max_examples=60, deadline=None)

@@ -235,6 +235,26 @@ def test_an_error_object_in_a_chunks_place_is_a_fault() -> None:
         stream().feed(b'{"error":{"message":"boom","code":500}}')
 
 
+def test_the_role_is_said_once_whatever_is_remembered() -> None:
+    """Several choices whose every chunk names the role: only the first of each keeps it."""
+    chunks = ChunkStream("chatcmpl-1", 1700, "first", 2)
+    roles = []
+    for index, text in [(0, "aa"), (1, "bb"), (1, "cc"), (0, "dd"), (1, "ee")]:
+        out = chunks.feed(payload(choice({"role": "assistant", "content": text}, None, index)))
+        roles.append("role" in json.loads(out)["choices"][0]["delta"])
+    assert roles == [True, True, False, False, False]
+
+
+def test_text_that_an_engine_escapes_breaks_nothing() -> None:
+    """Our own form of a text may stand elsewhere in a chunk: there it is not taken for the text."""
+    chunks = stream()
+    found = ""
+    for text in (b"a", b"b", b"\\u003a{", b"c"):
+        raw = b'{"id":"e","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":null}]}' % text
+        found += json.loads(chunks.feed(raw))["choices"][0]["delta"]["content"]
+    assert found == "ab:{c"
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=40), st.dictionaries(st.text(max_size=5), st.integers(), max_size=3))
 def test_any_text_and_any_extra_field_arrives(text: str, extra: dict[str, int]) -> None:

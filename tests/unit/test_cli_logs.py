@@ -60,6 +60,17 @@ def test_a_requests_line_is_as_any_other() -> None:
     assert stream.getvalue() == told
 
 
+def test_nobody_fails_because_a_line_cannot_be_written() -> None:
+    """With a reader that is gone, or a full disk, whoever logs goes on."""
+
+    class Broken(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    logs.configure("ingress", environ={}, stream=Broken())
+    logging.getLogger("tierfall.a").warning("heard by nobody")
+
+
 def test_json_holds_the_traceback() -> None:
     """A defect's traceback stays on the one line."""
     stream = io.StringIO()

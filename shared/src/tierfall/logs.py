@@ -8,6 +8,7 @@ What a message is about goes beside the text, so that both forms show it::
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -69,8 +70,8 @@ def configure(
 def event(logger: logging.Logger, text: str, fields: dict[str, Any]) -> None:
     """An ``INFO`` line of which there is one for each request.
 
-    It goes past logging's records, which cost more than all that is counted of a request, as long as nobody
-    but our own handler wants them.
+    It goes past logging's records, which cost more than all that is counted of a request, as long as our own
+    handler is the root logger's only one. What is hung on loggers below does not see it then.
     """
     handlers = logging.root.handlers
     if len(handlers) != 1 or not isinstance(handlers[0], BatchHandler):
@@ -147,8 +148,9 @@ class BatchHandler(logging.StreamHandler[TextIO]):
         try:
             lines, self._lines = self._lines, []
             if lines:
-                self.stream.write("\n".join([*lines, ""]))
-                super().flush()
+                with contextlib.suppress(OSError):  # nobody reads, or the disk is full: no reason to fail
+                    self.stream.write("\n".join([*lines, ""]))
+                    super().flush()
         finally:
             self.release()
 

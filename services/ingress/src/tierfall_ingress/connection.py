@@ -39,7 +39,7 @@ class Client:
     """What an exchange asks of its connection that ASGI has no words for.
 
     Attributes:
-        gone: Whether nothing that is written reaches it any more.
+        gone: Whether the connection is, or is being, given up: nothing is written to it any more.
         hangup: What is put here is called when the client hangs up before its answer is whole; to wait for
             ``http.disconnect`` would take a task of its own for each request.
     """
@@ -57,7 +57,7 @@ class Client:
 
         ASGI's ``send`` is a coroutine, so each token would have to wake its exchange's task.
         """
-        if not self.gone:
+        if data and not self.gone:  # an empty chunk would be the body's end
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return not self._flow.write_paused
 
@@ -230,7 +230,7 @@ class Connection(HttpToolsProtocol):
 
     def _on_head_timeout(self) -> None:
         self._head_timer = None
-        if not self._head_bytes:
+        if not self._head_bytes and not self._open_cycles():
             self.transport.close()  # nothing was asked, so nothing is answered
         else:
             self._refuse(HeadTimeout(f"the request's headers did not come within {HEAD_TIMEOUT_S:g} s"))

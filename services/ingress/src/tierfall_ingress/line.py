@@ -27,10 +27,10 @@ _CREDIT: Final = struct.Struct("!Q")
 
 
 class Line:
-    """Frames in, answer bytes out; whoever reads it waits on :meth:`changed`.
+    """Frames in, answer bytes out; whoever reads it waits on :meth:`changed`, or lets it :meth:`flow`.
 
     A clock, a lost worker and a client that hangs up all end a line the same way a worker's error frame does:
-    with :meth:`fail`. So its reader has one thing to wait for.
+    with :meth:`fail`. So its reader has one thing to wait for from this side.
 
     Attributes:
         opened_at: Loop time when it was published.
@@ -50,6 +50,7 @@ class Line:
         "_bus",
         "_chunks",
         "_credited",
+        "_defect",
         "_parts",
         "_seq",
         "_taken",
@@ -80,6 +81,7 @@ class Line:
         self._parts: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
         self._write: Callable[[bytes], bool] | None = None
+        self._defect: Exception | None = None
         self._seq = 0
         self._taken = 0
         self._credited = 0
@@ -133,8 +135,8 @@ class Line:
 
     def keep_alive(self) -> None:
         """Sends an SSE comment, which clients skip, if the next of the answer is waited for."""
-        if self._write is not None:
-            self._write(KEEP_ALIVE)
+        if self._write is not None and not self._pass_on(self._write, KEEP_ALIVE):
+            self._wake()
 
     # -- what the attempt calls
 
@@ -169,6 +171,8 @@ class Line:
             await self.changed()
         finally:
             self._write = None
+        if self._defect is not None:
+            raise self._defect
 
     @property
     def readable(self) -> bool:
@@ -195,11 +199,13 @@ class Line:
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self._credit(len(data), self.output_at or 0.0)
+        return self._pass_on(write, data)
+
+    def _pass_on(self, write: Callable[[bytes], bool], data: bytes) -> bool:
         try:
             roomy = write(data)
         except Exception as error:  # noqa: BLE001 - it is its reader's defect, so the reader is to hear of it
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_exception(error)
+            self._defect = error
             roomy = False
         if not roomy:
             self._write = None

@@ -70,25 +70,32 @@ class Assembly(Generated):
             BackendFault: They are an error object in a chunk's place.
         """
         try:
-            members = _chunk.decode(payload)
-            if members.pop("usage", None) is not None:
-                self.usage = _usage.decode(payload).usage
-            choices = members.pop("choices", None)
-            for choice in choices or ():
-                self._add(choice)
+            return payload if self._take(payload) else b""
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError, TypeError):
             raise StreamBroken("the backend sent something that is no chunk of an answer") from None
+
+    def _take(self, payload: bytes) -> bool:
+        members = _chunk.decode(payload)
+        if members.pop("usage", None) is not None:
+            self.usage = _usage.decode(payload).usage
+        choices = members.pop("choices", None)
+        if choices is not None and type(choices) is not list:
+            raise TypeError
         if not choices:
             if members.get("error") is not None:
                 raise BackendFault("the backend reported an error in the middle of its stream")
-            return b""
+            return False
+        for choice in choices:
+            self._add(choice)
         for name, value in members.items():
             if value is not None or name not in self._top:
                 self._top[name] = value
-        return payload
+        return True
 
     def _add(self, choice: dict[str, Any]) -> None:
-        index, reason = choice.pop("index", None) or 0, choice.pop("finish_reason", None)
+        index, reason = choice.pop("index", None), choice.pop("finish_reason", None)
+        if index is None:
+            index = 0
         if type(index) is not int or not (reason is None or type(reason) is str):
             raise TypeError
         if reason or index not in self._choices:
@@ -135,10 +142,18 @@ class _Choice:
 
     def feed(self, choice: dict[str, Any]) -> bool:
         """Adds one chunk's part of it; whether that is real output."""
-        delta = choice.pop("delta", None) or {}
+        delta = choice.pop("delta", None)
+        if delta is None:
+            delta = {}
+        elif type(delta) is not dict:
+            raise TypeError
         output = bool(delta.get("content")) or any(map(delta.get, _OUTPUT))
-        for call in delta.pop("tool_calls", None) or ():
-            self._feed_call(call)
+        calls = delta.pop("tool_calls", None)
+        if calls is not None:
+            if type(calls) is not list:
+                raise TypeError
+            for call in calls:
+                self._feed_call(call)
         _grow(self._message, delta)
         self._feed_rest(choice)
         return output
@@ -167,7 +182,8 @@ class _Choice:
 
     def _feed_call(self, call: dict[str, Any]) -> None:
         index = call.pop("index", None)
-        if not (index is None or type(index) is int):
+        function = call.get("function")
+        if not (index is None or type(index) is int) or not (function is None or type(function) is dict):
             raise TypeError
         if index is None:  # a call that is said in one piece, or the last one's continuation
             index = len(self._tools) if call.get("id") or not self._tools else max(self._tools)
@@ -182,7 +198,9 @@ class _TextChoice(_Choice):
         self._pieces: list[str] = []
 
     def feed(self, choice: dict[str, Any]) -> bool:
-        text = choice.pop("text", None)
+        text, delta = choice.pop("text", None), choice.pop("delta", None)
+        if not (delta is None or type(delta) is dict):
+            raise TypeError  # no completion has one; a stream refuses it, too
         if not isinstance(text, str):
             text = ""
         self._pieces.append(text)

@@ -63,9 +63,12 @@ class Choice(msgspec.Struct):
     finish_reason: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
+_NULL: Final = b"null"
+
+
 class _Judged(msgspec.Struct):
     choices: list[Choice] | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw(_NULL)
 
 
 _QUOTE: Final = ord('"')
@@ -164,7 +167,7 @@ class ChunkStream(Generated):
     def _learn(self, payload: bytes, chunk: bytes, choice: Choice) -> None:
         """From a good chunk with text and nothing else: what stands around the text.
 
-        A chunk that differs from it in the text alone breaks no rule either.
+        If this one without its text breaks no rule now, one with another text does not either.
         """
         text = self._text_of(choice)
         if not text or choice.finish_reason is not None:
@@ -173,9 +176,13 @@ class ChunkStream(Generated):
         frame = Frame.around(_encoder.encode(text), payload, chunk)
         if frame is None:
             return
-        (without,) = _judged.decode(frame.head + b'""' + frame.tail).choices or (choice,)
-        if self._text_of(without) == "" and not self._has_output(without):
-            self._text_frame = frame
+        try:
+            without = _judged.decode(frame.head + b'""' + frame.tail).choices
+        except msgspec.DecodeError:
+            return  # the engine writes its text in another way, and what was found is not the text
+        if without and self._text_of(without[0]) == "" and not self._has_output(without[0]):
+            if not self._breaks_a_rule(without[0]):  # as the first chunk's role would, the next time
+                self._text_frame = frame
             self._to_learn = 0
 
     def _text_of(self, choice: Choice) -> Any:
@@ -193,10 +200,10 @@ class ChunkStream(Generated):
         members = _members.decode(payload)
         choices = judged.choices
         usage = members.pop("usage", None)
-        if usage is not None and bytes(usage) != b"null":
+        if usage is not None and bytes(usage) != _NULL:
             self.usage = usage
         if not choices:
-            if judged.error is not None and bytes(judged.error) != b"null":
+            if bytes(judged.error) != _NULL:
                 raise BackendFault("the backend reported an error in the middle of its stream")
             return b""
         inner = bytes(members["choices"])
@@ -206,7 +213,7 @@ class ChunkStream(Generated):
             self._note(choice)
         members.update(self._stamp)
         chunk = _encoder.encode(members)
-        if usage is None and judged.error is None:
+        if usage is None and bytes(judged.error) == _NULL:
             self._choices_frame = Frame.around(inner, payload, chunk)
         return chunk
 

@@ -22,7 +22,7 @@ class Frame(NamedTuple):
         """The frame of this part; None unless it stands in both just once.
 
         Args:
-            part: A JSON value's text.
+            part: A JSON value's text; whether it is that value's that was found is for the caller to see.
             payload: The chunk as it came.
             chunk: The same as it leaves.
         """

@@ -35,7 +35,7 @@ class TextStream(ChunkStream):
         return choice.text
 
     def _has_output(self, choice: Choice) -> bool:
-        return bool(choice.text)
+        return isinstance(choice.text, str) and choice.text != ""
 
     def _mend(self, raw: msgspec.Raw) -> msgspec.Raw:
         """Index and text always, ``finish_reason`` once."""

@@ -276,7 +276,11 @@ class OpenAIUpstream:
         if (seen.error is not msgspec.UNSET and bytes(seen.error) != b"null") or (
             seen.object is not msgspec.UNSET and bytes(seen.object) == b'"error"'
         ):
-            raise from_event(self.source, msgspec.json.decode(payload))
+            try:
+                said = msgspec.json.decode(payload)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                raise StreamBroken(f"{self.source.name} sent an error that cannot be read") from None
+            raise from_event(self.source, said)
 
     async def _failure(self, response: Response, operation: Operation) -> TierfallError:
         try:

@@ -41,7 +41,7 @@ class Child:
 
     Args:
         program: What to run.
-        environ: The process's environment.
+        environ: The process's environment; it goes before the program's own variables.
         console: Where its output and the news about it go.
         keeper: Told of each process group.
         backoff_first_s: The delay before the first restart, in seconds; doubles up to :data:`BACKOFF_MOST_S`.
