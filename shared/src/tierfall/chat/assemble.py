@@ -11,21 +11,14 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from tierfall.chat.chunk import Delta
 from tierfall.chat.generated import Generated
 from tierfall.errors import BackendFault, StreamBroken
 
 _SAID_ONCE: Final = frozenset({"role", "id", "type", "name", "index"})
 """Strings of a delta that name something; every other string of a delta is a piece of a longer one."""
 _NULL_IF_EMPTY: Final = ("refusal", "reasoning_content", "reasoning")
-_OUTPUT: Final = (
-    "content",
-    "reasoning_content",
-    "reasoning",
-    "tool_calls",
-    "refusal",
-    "function_call",
-    "audio",
-)
+_OUTPUT: Final = tuple(name for name in Delta.__struct_fields__ if name != "role")
 """The members of a delta that are real output, if there is something in one."""
 
 
@@ -44,21 +37,15 @@ class Assembly(Generated):
     What :class:`tierfall.chat.ChunkStream` mends is what SDKs stumble over when they collect chunks
     themselves. Here nothing has to be mended, as this collects with more patience than they.
 
-    Args:
-        answer_id: The answer's ``id``.
-        created: Unix seconds.
-        model: The configured name of the model that answers.
-        choices: As :class:`Generated`'s.
+    Arguments as :class:`Generated`'s.
     """
 
-    __slots__ = ("_choices", "_stamp", "_top")
+    __slots__ = ("_choices", "_top")
 
     object_name: ClassVar[str] = "chat.completion"
-    """``object`` of the answer."""
 
     def __init__(self, answer_id: str, created: int, model: str, choices: int = 1) -> None:
-        super().__init__(choices)
-        self._stamp = {"id": answer_id, "object": self.object_name, "created": created, "model": model}
+        super().__init__(answer_id, created, model, choices)
         self._top: dict[str, Any] = {}
         self._choices: dict[int, _Choice] = {}
 
@@ -111,7 +98,7 @@ class Assembly(Generated):
 
     def completion(self) -> bytes:
         """The whole answer as JSON text; ``usage`` is left out when the backend never told."""
-        top: dict[str, Any] = self._top | self._stamp
+        top = self._top | self._stamp
         top["choices"] = [
             {"index": index, **choice.completed(), "finish_reason": self._finished.get(index)}
             for index, choice in sorted(self._choices.items())
@@ -147,7 +134,7 @@ class _Choice:
             delta = {}
         elif type(delta) is not dict:
             raise TypeError
-        output = bool(delta.get("content")) or any(map(delta.get, _OUTPUT))
+        output = any(map(delta.get, _OUTPUT))
         calls = delta.pop("tool_calls", None)
         if calls is not None:
             if type(calls) is not list:

@@ -14,6 +14,13 @@ from tierfall.chat.frame import Frame
 from tierfall.chat.generated import Generated
 from tierfall.errors import BackendFault, StreamBroken
 
+LEARNING: Final = 4
+"""How many chunks with text are looked at for what stands around it in all of them."""
+_NULL: Final = b"null"
+_QUOTE: Final = ord('"')
+_LINE_FEED: Final = ord("\n")
+_CARRIAGE_RETURN: Final = ord("\r")
+
 
 class _Function(msgspec.Struct):
     name: Any = None
@@ -63,21 +70,11 @@ class Choice(msgspec.Struct):
     finish_reason: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
-_NULL: Final = b"null"
-
-
 class _Judged(msgspec.Struct):
     choices: list[Choice] | None = None
     error: msgspec.Raw = msgspec.Raw(_NULL)
 
 
-_QUOTE: Final = ord('"')
-_LINE_FEED: Final = ord("\n")
-_CARRIAGE_RETURN: Final = ord("\r")
-
-
-LEARNING: Final = 4
-"""How many chunks with text are looked at for what stands around it in all of them."""
 _judged: Final = msgspec.json.Decoder(_Judged)
 _text: Final = msgspec.json.Decoder(str)
 _listed: Final = msgspec.json.Decoder(list[Choice])
@@ -86,36 +83,17 @@ _choices: Final = msgspec.json.Decoder(list[dict[str, Any]])
 _encoder: Final = msgspec.json.Encoder()
 
 
-def _raw(value: str | int) -> msgspec.Raw:
-    return msgspec.Raw(_encoder.encode(value))
-
-
 class ChunkStream(Generated):
-    """The chunks of one chat answer; feed each as it comes.
+    """The chunks of one chat answer; feed each as it comes. Arguments as :class:`Generated`'s."""
 
-    Args:
-        answer_id: The ``id`` that every chunk gets.
-        created: Unix seconds, likewise.
-        model: The configured name of the model that answers, likewise.
-        choices: As :class:`Generated`'s.
-        begun: Likewise.
-    """
-
-    __slots__ = ("_calls", "_choices_frame", "_stamp", "_text_frame", "_to_learn")
+    __slots__ = ("_calls", "_choices_frame", "_text_frame", "_to_learn")
 
     object_name: ClassVar[str] = "chat.completion.chunk"
-    """``object`` of every chunk."""
 
     def __init__(
         self, answer_id: str, created: int, model: str, choices: int = 1, *, begun: bool = False
     ) -> None:
-        super().__init__(choices, begun=begun)
-        self._stamp = {
-            "id": _raw(answer_id),
-            "object": _raw(self.object_name),
-            "created": _raw(created),
-            "model": _raw(model),
-        }
+        super().__init__(answer_id, created, model, choices, begun=begun)
         self._calls: set[tuple[int, int]] = set()
         self._text_frame: Frame | None = None
         self._choices_frame: Frame | None = None
@@ -211,8 +189,7 @@ class ChunkStream(Generated):
             members["choices"] = self._mend(members["choices"])
         for choice in choices:
             self._note(choice)
-        members.update(self._stamp)
-        chunk = _encoder.encode(members)
+        chunk = _encoder.encode(members | self._stamp)
         if usage is None and bytes(judged.error) == _NULL:
             self._choices_frame = Frame.around(inner, payload, chunk)
         return chunk

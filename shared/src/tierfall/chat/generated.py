@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -13,6 +13,9 @@ class Generated:
     """One answer as it is generated; the base of what relays its chunks and of what collects them.
 
     Args:
+        answer_id: The ``id`` that what leaves has.
+        created: Unix seconds, likewise.
+        model: The configured name of the model that answers, likewise.
         choices: How many the client asked for (``n``).
         begun: Whether the client has the beginning of the (one) choice already, role included.
 
@@ -23,9 +26,20 @@ class Generated:
         usage: The last usage object that the backend sent, as JSON; ``None`` while there was none.
     """
 
-    __slots__ = ("_asked", "_finished", "_seen", "complete", "outputs", "started", "usage")
+    __slots__ = ("_asked", "_finished", "_seen", "_stamp", "complete", "outputs", "started", "usage")
 
-    def __init__(self, choices: int, *, begun: bool = False) -> None:
+    object_name: ClassVar[str]
+    """``object`` of what leaves."""
+
+    def __init__(
+        self, answer_id: str, created: int, model: str, choices: int = 1, *, begun: bool = False
+    ) -> None:
+        self._stamp: dict[str, Any] = {
+            "id": answer_id,
+            "object": self.object_name,
+            "created": created,
+            "model": model,
+        }
         self._asked = choices
         self._seen: set[int] = {0} if begun else set()
         self._finished: dict[int, str] = {}
