@@ -128,7 +128,7 @@ class ScriptedBackend:
         try:
             for step in script:
                 if isinstance(step, TierfallError):
-                    raise step
+                    raise step.detached()
                 if isinstance(step, asyncio.Event):
                     await step.wait()
                 elif isinstance(step, float):

@@ -38,7 +38,7 @@ class Silent:
 
 def opened() -> Line:
     """A line that nobody has answered on."""
-    return Line(cast("Switchboard", Board()), cast("Bus", Silent()), 1, "a", b"")
+    return Line(cast("Switchboard", Board()), cast("Bus", Silent()), 1, "a", b"", sent_bytes=0)
 
 
 async def flowing(line: Line, write: object) -> asyncio.Task[None]:

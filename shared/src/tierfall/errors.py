@@ -33,6 +33,7 @@
     │  ├─ TierBusy                 429     rate_limit_error       tier_busy                busy
     │  ├─ Benched                  503     service_unavailable    benched                  next
     │  ├─ WorkerLost               502     upstream_error         worker_lost              retry
+    │  ├─ BodyLost                 502     upstream_error         body_lost                retry
     │  ├─ FirstTokenDeadline       504     timeout_error          first_token_deadline     next
     │  ├─ IdleDeadline             504     timeout_error          idle_deadline            next
     │  ├─ TotalDeadline            504     timeout_error          total_deadline           next
@@ -54,7 +55,7 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 ERROR_CLASSES: Final[dict[str, type[TierfallError]]] = {}
 """Every class of the tree by its slug, for errors that arrive from another process."""
@@ -119,6 +120,21 @@ class TierfallError(Exception):
             self.code = code
         if status is not None:
             self.status = status
+
+    def detached(self) -> Self:
+        """A copy without traceback, cause and context, to be kept beside a request.
+
+        A traceback holds the frames that the error passed, and these hold the request and its body. Kept by
+        the request itself it would be a reference cycle, which stays until the garbage collector runs.
+        """
+        return type(self)(
+            self.message,
+            param=self.param,
+            code=self.code,
+            status=self.status,
+            retry_after=self.retry_after,
+            should_retry=self.should_retry,
+        )
 
 
 class ClientError(TierfallError):
@@ -353,6 +369,15 @@ class WorkerLost(TierError):
     status = 502
     type = "upstream_error"
     code = "worker_lost"
+    escalate = Escalate.RETRY
+
+
+class BodyLost(TierError):
+    """A part of the request body did not reach the worker."""
+
+    status = 502
+    type = "upstream_error"
+    code = "body_lost"
     escalate = Escalate.RETRY
 
 

@@ -133,6 +133,7 @@ class Admission:
             signs_every_s=min(SIGNS_EVERY_S, rung.model.deadlines.idle / 4),
             window=WINDOW_BYTES,
             body_size=len(ask.body),
+            body_on_credit=True,
             traceparent=self.traceparent,
             resume=self.resume,
         )
@@ -141,8 +142,7 @@ class Admission:
     async def _accepted(self, line: Line) -> None:
         try:
             while not line.accepted:
-                if line.error is not None:
-                    raise line.error
+                line.check()
                 await line.changed()
         except asyncio.CancelledError:
             line.fail(ClientGone("the request was given up"))

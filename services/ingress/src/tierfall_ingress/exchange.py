@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, MutableMapping
 
     from tierfall.config import Config
+    from tierfall.protocol.envelope import Resume
     from tierfall.protocol.operation import Operation
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.body import Receive
@@ -110,8 +111,8 @@ class Exchange:
         try:
             await self._run()
         except TierfallError as error:
-            status, failure = error.status, error
-            await self._fail(error)
+            status, failure = error.status, error.detached()
+            await self._fail(failure)
         except asyncio.CancelledError:
             status, failure = 499, ClientGone("the gateway stopped")
             raise
@@ -183,20 +184,24 @@ class Exchange:
             except _RESUMABLE as error:
                 if transcript.finished(choices):
                     break  # nothing but usage is missing
-                answer, data = await self._resume(answer, transcript, error)
+                point = self._resume_point(transcript)
+                if point is None:
+                    raise
+                answer, data = await self._resume(answer, error, point)
                 write(data)
         await self._send({"type": "http.response.body", "body": DONE})
 
-    async def _resume(
-        self, broken: Answer, transcript: Transcript, error: TierfallError
-    ) -> tuple[Answer, bytes]:
-        """Finds somebody to go on with a stream that broke, or raises how it broke."""
+    def _resume_point(self, transcript: Transcript) -> Resume | None:
+        """What an attempt that goes on with this stream has to know; None if it cannot be gone on with."""
         ask, ladder = self._ask, self._ladder
         assert ask is not None  # noqa: S101 - there is no answer without them
-        assert ladder is not None  # noqa: S101 - likewise
-        point = transcript.resume() if ladder.resumes and may_resume(ask) else None
-        if point is None:
-            raise error
+        assert ladder is not None  # noqa: S101 - see above
+        return transcript.resume() if ladder.resumes and may_resume(ask) else None
+
+    async def _resume(self, broken: Answer, error: TierfallError, point: Resume) -> tuple[Answer, bytes]:
+        """Goes on with a stream that broke, on another worker or tier."""
+        ladder = self._ladder
+        assert ladder is not None  # noqa: S101 - there is no answer without it
         broken.close()
         self._answer, data = await ladder.resume(broken, error, point)
         self._answer.first_output_s = broken.first_output_s

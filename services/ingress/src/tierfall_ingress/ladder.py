@@ -98,8 +98,7 @@ class Answer:
                 return line.take()
             if line.ended:
                 return b""
-            if line.error is not None:
-                raise line.error
+            line.check()
             await line.changed()
 
     async def relay(self, write: Callable[[bytes], bool], room: Callable[[], Awaitable[None]]) -> None:
@@ -118,9 +117,8 @@ class Answer:
                 write(line.take())
             elif line.ended:
                 return
-            elif line.error is not None:
-                raise line.error
             else:
+                line.check()
                 await line.flow(write)
             await room()
 

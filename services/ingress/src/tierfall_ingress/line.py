@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import BackendFault, ClientGone, NoWorkers, WorkerLost
 from tierfall.protocol import subjects
 from tierfall.protocol.failure import unpack_failure
-from tierfall.protocol.frames import Kind, encode
+from tierfall.protocol.frames import CREDIT, Kind, encode
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,7 +22,6 @@ WINDOW_BYTES: Final = 256 * 1024
 """What a worker may send ahead of what the client has taken."""
 CREDIT_EVERY_BYTES: Final = 64 * 1024
 KEEP_ALIVE: Final = b": still here\n\n"
-_CREDIT: Final = struct.Struct("!Q")
 
 
 class Line:
@@ -47,11 +45,14 @@ class Line:
     __slots__ = (
         "_board",
         "_body",
+        "_body_parts",
+        "_body_sent",
         "_bus",
         "_chunks",
         "_credited",
         "_defect",
         "_parts",
+        "_prepaid",
         "_seq",
         "_taken",
         "_waiter",
@@ -72,11 +73,15 @@ class Line:
         "worker",
     )
 
-    def __init__(self, board: Switchboard, bus: Bus, stream: int, tier: str, rest_of_body: bytes) -> None:
+    def __init__(
+        self, board: Switchboard, bus: Bus, stream: int, tier: str, body: bytes, *, sent_bytes: int
+    ) -> None:
         self._board = board
         self._bus = bus
         self.loop = board.loop
-        self._body = rest_of_body
+        self._body = body
+        self._body_sent = sent_bytes
+        self._body_parts = 0
         self._chunks: list[bytes] = []
         self._parts: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -84,6 +89,7 @@ class Line:
         self._defect: Exception | None = None
         self._seq = 0
         self._taken = 0
+        self._prepaid = 0
         self._credited = 0
         self.stream = stream
         self.tier = tier
@@ -107,26 +113,40 @@ class Line:
             return
         self._seq += 1
         kind = frame.kind
-        if kind is Kind.CHUNK or kind is Kind.PART:
-            self._parts.append(frame.payload)
-            if kind is Kind.PART or self._on_chunk():
+        if kind is Kind.CHUNK:
+            if self._on_chunk(frame.payload):
                 return
-        elif kind is Kind.ACCEPTED:
-            self._on_accepted(frame.payload)
+        elif kind is Kind.PART:
+            self._on_part(frame.payload)
+            return
+        else:
+            self._on_signal(kind, frame.payload)
+        self._wake()
+
+    def _on_signal(self, kind: Kind, payload: bytes) -> None:
+        """Takes a frame that brings nothing of the answer."""
+        if kind is Kind.ACCEPTED:
+            self._on_accepted(payload)
+        elif kind is Kind.BODY_CREDIT:
+            self._send_body(payload)
         elif kind is Kind.PROGRESS:
-            self.doing = frame.payload.decode("ascii", "replace")
+            self.doing = payload.decode("ascii", "replace")
         elif kind is Kind.OUTPUT:
             self._on_output()
         elif kind is Kind.END:
             self.ended = True
-            self.ending = frame.payload
+            self.ending = payload
             self._board.forget(self)
         elif kind is Kind.ERROR:
-            error = unpack_failure(frame.payload)
+            error = unpack_failure(payload)
             if isinstance(error, ClientGone):  # only the ingress knows that, and answers nobody then
                 error = BackendFault("the worker reported an error that is not a worker's")
             self._finish(error)
-        self._wake()
+
+    def check(self) -> None:
+        """Raises why there will be no (more) answer, if so."""
+        if self.error is not None:
+            raise self.error.detached()
 
     def no_responders(self) -> None:
         """NATS says that nobody is in the tier's queue group."""
@@ -172,7 +192,11 @@ class Line:
         finally:
             self._write = None
         if self._defect is not None:
-            raise self._defect
+            defect, self._defect = self._defect, None
+            try:
+                raise defect
+            finally:
+                del defect  # its traceback holds this frame
 
     @property
     def readable(self) -> bool:
@@ -183,23 +207,34 @@ class Line:
         """All the bytes that are there, as one; grants the worker credit for them."""
         chunks, self._chunks = self._chunks, []
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        self._credit(len(data), self.loop.time())
+        prepaid, self._prepaid = self._prepaid, 0
+        self._credit(len(data) - prepaid, self.loop.time())
         return data
 
     # -- inside
 
-    def _on_chunk(self) -> bool:
+    def _on_chunk(self, data: bytes) -> bool:
         """A chunk is whole; whether it went straight through, so that nobody has to wake for it."""
         self._on_output()
         write = self._write
         if write is None:
-            self._chunks += self._parts
-            self._parts.clear()
+            if self._parts:
+                self._chunks += self._parts
+                self._prepaid += sum(map(len, self._parts))
+                self._parts.clear()
+            self._chunks.append(data)
             return False
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts.clear()
         self._credit(len(data), self.output_at or 0.0)
+        if self._parts:
+            data = b"".join([*self._parts, data])
+            self._parts.clear()
         return self._pass_on(write, data)
+
+    def _on_part(self, data: bytes) -> None:
+        """A piece of a chunk larger than the window: credited at once, or the rest could never come."""
+        self._on_output()
+        self._parts.append(data)
+        self._credit(len(data), self.output_at or 0.0)
 
     def _pass_on(self, write: Callable[[bytes], bool], data: bytes) -> bool:
         try:
@@ -216,7 +251,7 @@ class Line:
         self.read_at = now
         if self._taken - self._credited >= CREDIT_EVERY_BYTES and not self.ended and self._bus.connected:
             self._credited = self._taken
-            self._control(Kind.CREDIT, 0, _CREDIT.pack(self._taken))
+            self._control(Kind.CREDIT, 0, CREDIT.pack(self._taken))
 
     def _on_output(self) -> None:
         self.output_at = self.loop.time()
@@ -231,10 +266,20 @@ class Line:
         self.accepted = True
         self.accepted_at = self.loop.time()
         self.worker = worker
-        limit = self._board.part_bytes
-        for number, start in enumerate(range(0, len(self._body), limit)):
-            self._control(Kind.BODY, number, self._body[start : start + limit])
-        self._body = b""
+
+    def _send_body(self, credit: bytes) -> None:
+        """Sends more of the body, as far as the worker allows."""
+        if not self.accepted or len(credit) != CREDIT.size:
+            self.fail(WorkerLost("the worker asked for the request body in a way that cannot be read"))
+            return
+        allowed = min(CREDIT.unpack(credit)[0], len(self._body))
+        while self._body_sent < allowed:
+            end = min(self._body_sent + self._board.part_bytes, allowed)
+            self._control(Kind.BODY, self._body_parts, self._body[self._body_sent : end])
+            self._body_parts += 1
+            self._body_sent = end
+        if self._body_sent >= len(self._body):
+            self._body = b""
 
     def _control(self, kind: Kind, seq: int, payload: bytes) -> None:
         self._bus.publish(subjects.control(self.worker), encode(kind, self.stream, seq, payload))

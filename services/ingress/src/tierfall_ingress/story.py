@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tierfall.errors import (
     BackendFault,
+    BodyLost,
     ContextLengthExceeded,
     InvalidRequest,
     ProviderRefused,
@@ -25,7 +26,7 @@ RETRY_AFTER_S: Final = 1.0
 _TELLING: Final[tuple[tuple[type[TierfallError], ...], ...]] = (
     (InvalidRequest,),
     (RateLimited, QuotaExhausted, TierBusy),
-    (BackendFault, WorkerLost),
+    (BackendFault, WorkerLost, BodyLost),
     (ProviderRefused,),
 )
 _POINTLESS: Final = (InvalidRequest, ProviderRefused, QuotaExhausted)
@@ -53,7 +54,7 @@ class Story:
     def add(self, tier: str, took_s: float, error: TierfallError | None) -> None:
         """Notes how an attempt ended."""
         outcome = error.slug if error else "ok"
-        self.chapters.append(Chapter(tier, outcome, took_s, error))
+        self.chapters.append(Chapter(tier, outcome, took_s, error and error.detached()))
         self.header = f"{self.header};{tier}={outcome}" if self.header else f"{tier}={outcome}"
 
     def _errors(self) -> Iterator[TierfallError]:
@@ -72,7 +73,7 @@ class Story:
         if isinstance(telling, ContextLengthExceeded) or (
             len(self.chapters) == 1 and isinstance(telling, InvalidRequest)
         ):
-            return telling
+            return telling.detached()
         told = "; ".join(
             f"{chapter.tier}: {chapter.error.message} ({chapter.outcome}, {chapter.took_s:.2f} s)"
             for chapter in self.chapters

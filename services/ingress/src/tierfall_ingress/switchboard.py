@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 LEASE_EVERY_S: Final = 0.5
 ACCEPT_S: Final = 2.0
 """How long a worker may take to say that it holds a request; looked at each time that leases are renewed."""
+FIRST_PART_BYTES: Final = 128 * 1024
+"""What of a body travels with the envelope; the rest follows by the worker's credit."""
 PART_BYTES: Final = 512 * 1024
-"""A larger body goes in parts: one that went whole would hold up all that is queued behind it."""
+"""How much of the rest goes in one message: a larger one would hold up all that is queued behind it."""
 ENVELOPE_RESERVE_BYTES: Final = 16 * 1024
 _LEASE_TOKEN: Final = "lease"  # noqa: S105 - a subject token, no secret
 
@@ -83,7 +85,7 @@ class Switchboard:
 
     @property
     def part_bytes(self) -> int:
-        """How much of a body travels in one message."""
+        """How much of a body travels in one message behind the first."""
         return min(PART_BYTES, self._bus.max_payload - ENVELOPE_RESERVE_BYTES)
 
     def open(self, tier: str, envelope: Envelope, body: bytes) -> Line:
@@ -92,9 +94,9 @@ class Switchboard:
         Raises:
             BusDown: There is no connection to NATS now.
         """
-        part = self.part_bytes
-        line = Line(self, self._bus, envelope.stream, tier, body[part:])
-        message = pack(envelope, body[:part])
+        first = min(FIRST_PART_BYTES, self.part_bytes)
+        line = Line(self, self._bus, envelope.stream, tier, body, sent_bytes=first)
+        message = pack(envelope, body[:first])
         self._bus.publish(subjects.chat(tier), message, reply=f"{self._base}.{envelope.stream:016x}")
         self._lines[envelope.stream] = line
         return line
@@ -152,16 +154,19 @@ class Switchboard:
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(LEASE_EVERY_S)
-            if not self._bus.connected:
-                continue
-            self._fail_unaccepted()
-            leases: defaultdict[str, list[bytes]] = defaultdict(list)
-            for line in self._lines.values():
-                if line.worker:
-                    leases[line.worker].append(encode(Kind.LEASE, line.stream, 0))
-            for worker, frames in leases.items():
-                reply = f"{self._base}.{_LEASE_TOKEN}.{worker}"
-                self._bus.publish(subjects.control(worker), b"".join(frames), reply=reply)
+            if self._bus.connected:
+                self._fail_unaccepted()
+                self._send_leases()
+
+    def _send_leases(self) -> None:
+        # A method of its own: a variable of the task that calls it would hold the last line, body and all.
+        leases: defaultdict[str, list[bytes]] = defaultdict(list)
+        for line in self._lines.values():
+            if line.worker:
+                leases[line.worker].append(encode(Kind.LEASE, line.stream, 0))
+        for worker, frames in leases.items():
+            reply = f"{self._base}.{_LEASE_TOKEN}.{worker}"
+            self._bus.publish(subjects.control(worker), b"".join(frames), reply=reply)
 
     def _fail_unaccepted(self) -> None:
         limit = self.loop.time() - ACCEPT_S

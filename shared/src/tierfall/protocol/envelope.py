@@ -29,7 +29,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``expires_at`` is wall-clock time: a worker refuses a request that NATS delivered after its deadline (it
     can lie in a client's buffer while the server is away). ``body_size`` says how many bytes the body has in
-    all: what is missing here follows as BODY frames on the worker's control subject.
+    all: what is missing here follows as BODY frames on the worker's control subject, by BODY_CREDIT.
     """
 
     stream: int
@@ -57,6 +57,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     window: int
     """Bytes that may be sent before the first CREDIT."""
     body_size: int
+    body_on_credit: bool = False
+    """Whether the ingress waits for BODY_CREDIT before it sends what is missing of the body."""
     traceparent: str = ""
     resume: Resume | None = None
     """Set when this attempt goes on with an answer that another attempt began."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HEADER: Final = struct.Struct("!BQII")
+CREDIT: Final = struct.Struct("!Q")
+"""The payload of CREDIT and BODY_CREDIT: a total of bytes, so that a later one makes up for a lost one."""
 SEQ_LIMIT: Final = 1 << 32
 STREAM_LIMIT: Final = 1 << 64
 
@@ -42,6 +44,8 @@ class Kind(enum.IntEnum):
     """The answer is complete; payload: JSON :class:`tierfall.protocol.envelope.Ending`."""
     ERROR = 7
     """The attempt failed; payload: JSON :class:`tierfall.protocol.failure.Failure`."""
+    BODY_CREDIT = 8
+    """payload: u64, how many bytes of the request body the ingress may have sent in all."""
 
     LEASE = 16
     """The ingress still wants this stream; payload: empty."""
@@ -50,7 +54,7 @@ class Kind(enum.IntEnum):
     CANCEL = 18
     """Stop the backend's work; payload: why, ASCII."""
     BODY = 19
-    """A further part of a request body that did not fit one message."""
+    """A further part of a request body, as far as BODY_CREDIT allows."""
 
 
 class Frame(NamedTuple):
@@ -69,7 +73,7 @@ class FrameError(ValueError):
 _KINDS: Final = {int(kind): kind for kind in Kind}
 
 
-def encode(kind: Kind, stream: int, seq: int, payload: bytes = b"") -> bytes:
+def encode(kind: Kind, stream: int, seq: int, payload: bytes | memoryview = b"") -> bytes:
     """One frame as bytes; join several to one message."""
     return HEADER.pack(kind, stream, seq, len(payload)) + payload
 

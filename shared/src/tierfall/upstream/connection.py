@@ -44,7 +44,7 @@ class Response:
         self._connection = connection
         self._chunks: list[bytes] = []
         self._unread = 0
-        self._error: ConnectionBroken | None = None
+        self._broken_by = ""
         self._waiter: asyncio.Future[None] | None = None
         self.status = status
         self.headers = headers
@@ -59,8 +59,8 @@ class Response:
         while not self._chunks:
             if self.whole:
                 return b""
-            if self._error is not None:
-                raise self._error
+            if self._broken_by:
+                raise ConnectionBroken(self._broken_by)
             self._waiter = self._connection.loop.create_future()
             try:
                 await self._waiter
@@ -85,10 +85,10 @@ class Response:
         self._wake()
         return self._unread <= HIGH_WATER_BYTES
 
-    def end(self, error: ConnectionBroken | None = None) -> None:
-        """The body is whole, or never will be."""
-        self.whole = error is None
-        self._error = error
+    def end(self, broken_by: str = "") -> None:
+        """The body is whole, or never will be: then ``broken_by`` says why."""
+        self.whole = not broken_by
+        self._broken_by = broken_by
         self._wake()
 
     def _wake(self) -> None:
@@ -134,6 +134,8 @@ class Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             self.abort()
             raise
+        finally:
+            self._head = None  # its error's traceback holds this frame, and so the message
 
     def claim(self) -> bool:
         """Takes the connection out of its idleness; False if it is closed, or about to be."""
@@ -202,7 +204,7 @@ class Connection(asyncio.Protocol):
         self._pool.gone(self)
         if not self._given_up and (self._parser is None or not self.heard):
             self._note_close()
-        self._fail(str(exc) if exc is not None else "closed before the answer was whole")
+        self._fail(str(exc or "") or "closed before the answer was whole")
 
     # -- httptools' callbacks
 
@@ -248,12 +250,11 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, reason: str) -> None:
         self._parser = None
-        error = ConnectionBroken(reason)
         if self._head is not None and not self._head.done():
-            self._head.set_exception(error)
+            self._head.set_exception(ConnectionBroken(reason))
         if self._response is not None:
             if not self._response.whole:
-                self._response.end(error)
+                self._response.end(reason)
             self._response = None
         self.abort()
 

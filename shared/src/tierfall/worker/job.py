@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tierfall.protocol.envelope import Envelope, Resume
     from tierfall.protocol.operation import Operation
     from tierfall.worker.backend import Backend
+    from tierfall.worker.incoming import IncomingBody
     from tierfall.worker.operations import Answer
     from tierfall.worker.reply import Reply
     from tierfall.worker.sink import Sink
@@ -66,7 +67,7 @@ class Job:
     def __init__(
         self,
         envelope: Envelope,
-        first_part: bytes,
+        body: IncomingBody,
         reply: Reply,
         backend: Backend,
         trace: JobTrace = NO_TRACE,
@@ -74,9 +75,8 @@ class Job:
         self._loop = asyncio.get_running_loop()
         self._envelope = envelope
         self._backend = backend
-        self._body = bytearray(first_part)
-        self._body_seq = 0
-        self._body_whole = asyncio.Event()
+        self._body = body
+        self._data = bytearray()
         self._task: asyncio.Task[None] | None = None
         self.reply = reply
         self.leased_at = self._loop.time()
@@ -85,7 +85,6 @@ class Job:
         self.first_output_s: float | None = None
         self._trace = trace
         self._cancelled_because = ""
-        self._check_body()
 
     @property
     def stream(self) -> int:
@@ -99,6 +98,7 @@ class Job:
 
     def start(self) -> asyncio.Task[None]:
         """Begins the work in a task of its own."""
+        self._body.open()
         self._task = self._loop.create_task(self._run(), name=f"job {self._envelope.request_id}")
         return self._task
 
@@ -111,6 +111,7 @@ class Job:
 
     def close(self) -> None:
         """The task has ended: ends its span, too, and logs it."""
+        self._task = None  # one that was cancelled keeps the traceback, and with it this job
         envelope = self._envelope
         why = self._cancelled_because
         self._trace.end(self.outcome, answer_id=envelope.answer_id, ending=self.ending, why=why)
@@ -129,30 +130,17 @@ class Job:
         if self._task is not None:
             self._task.cancel()
 
-    def add_body(self, seq: int, part: bytes) -> None:
-        """A further part of a body that did not fit one message; a lost part fails the attempt."""
-        if self._body_whole.is_set():
-            return  # the backend may be reading it
-        if seq != self._body_seq:
-            self.reply.fail(BackendFault("a part of the request body was lost on the bus"))
-            if self._task is not None:
-                self._task.cancel()
-            return
-        self._body_seq += 1
-        self._body += part
-        self._check_body()
-
-    def _check_body(self) -> None:
-        if len(self._body) >= self._envelope.body_size:
-            self._body_whole.set()
+    def add_body(self, number: int, part: bytes) -> None:
+        """Takes a further part of a body that did not fit one message; a lost part fails the attempt."""
+        self._body.add(number, part)
 
     async def _run(self) -> None:
         try:
-            await self._body_whole.wait()
+            self._data = await self._body.read()
             await self._relay()
         except TierfallError as error:
-            self.failure = error
-            self.reply.fail(error)
+            self.failure = error.detached()
+            self.reply.fail(self.failure)
         except asyncio.CancelledError:
             # Whoever cancelled has said what the ingress is to hear, if anything.
             raise
@@ -163,10 +151,13 @@ class Job:
             _log.exception("request %s: the worker itself failed", self._envelope.request_id)
             self.failure = BackendFault("the worker failed on this request; its log has the cause")
             self.reply.fail(self.failure)
+        finally:
+            self._body.close()
+            self._data = bytearray()  # a slow client may keep the job long after its backend
 
     def _ask(self) -> Ask:
         try:
-            members = _members.decode(self._body)
+            members = _members.decode(self._data)
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"the body is not a JSON object: {error}") from None
         envelope = self._envelope

@@ -14,6 +14,7 @@ from tierfall.protocol import subjects
 from tierfall.protocol.failure import pack_failure
 from tierfall.protocol.frames import FrameError, Kind, decode, encode
 from tierfall.telemetry import OFF
+from tierfall.worker.incoming import BodyIntake
 from tierfall.worker.meters import Meters
 from tierfall.worker.reply import Outbox
 from tierfall.worker.station import Station
@@ -79,6 +80,7 @@ class WorkerProcess:
         self._only = only
         self._outbox = Outbox(bus)
         self._jobs: dict[int, Job] = {}
+        self._intake = BodyIntake()
         self._stations: dict[str, tuple[object, Station]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._applying = asyncio.Lock()
@@ -159,6 +161,7 @@ class WorkerProcess:
             bus=self._bus,
             outbox=self._outbox,
             jobs=self._jobs,
+            intake=self._intake,
             meters=self.meters,
             tracer=self._tracer,
         )
@@ -202,10 +205,16 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            limit = loop.time() - LEASE_LAPSES_S
-            for job in [job for job in self._jobs.values() if job.leased_at < limit]:
-                _log.warning("stream %016x: its ingress is silent, stopped", job.stream)
-                job.cancel("ingress_silent")
+            self._stop_unleased(loop.time() - LEASE_LAPSES_S)
+
+    def _stop_unleased(self, limit: float) -> None:
+        """Stops the jobs whose last lease is older than ``limit``, in loop time.
+
+        A method of its own: a variable of the task that calls it would hold the last job.
+        """
+        for job in [job for job in self._jobs.values() if job.leased_at < limit]:
+            _log.warning("stream %016x: its ingress is silent, stopped", job.stream)
+            job.cancel("ingress_silent")
 
     def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature
         """Whoever waits for a worker after NATS was away hears of this one at once."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import struct
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from tierfall.protocol.failure import pack_failure
-from tierfall.protocol.frames import HEADER, SEQ_LIMIT, Kind, encode
+from tierfall.protocol.frames import CREDIT, HEADER, SEQ_LIMIT, Kind, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,6 @@ SHARE_WITHIN_S: Final = 0.003
 """How long a frame that is not urgent waits for others: 3 ms takes a third off the CPU per chunk."""
 PENDING_LIMIT_BYTES: Final = 1024 * 1024
 """What one stream may pile up for a slow client before its backend is no longer read."""
-_CREDIT: Final = struct.Struct("!Q")
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -104,7 +103,7 @@ class Reply:
         self._sent = 0
         self._seq = 0
         self._ready: list[bytes] = []
-        self._pending: list[bytes] = []
+        self._pending: deque[bytes | memoryview] = deque()
         self._pending_bytes = 0
         self._grew = False
         self._last: tuple[Kind, bytes] | None = None
@@ -120,6 +119,10 @@ class Reply:
     def progress(self, doing: str) -> None:
         """Alive, nothing to show."""
         self._control(Kind.PROGRESS, doing.encode("ascii", "replace"))
+
+    def grant_body(self, total_bytes: int) -> None:
+        """The ingress may have sent so many bytes of the request body in all."""
+        self._control(Kind.BODY_CREDIT, CREDIT.pack(total_bytes))
 
     def output(self) -> None:
         """The answer grows, though it is not sent before it is whole; if it is at once, that says enough."""
@@ -164,15 +167,16 @@ class Reply:
 
     def credit(self, payload: bytes) -> None:
         """The ingress says how many bytes the client has taken in all."""
-        if len(payload) == _CREDIT.size:
-            self._taken = max(self._taken, _CREDIT.unpack(payload)[0])
+        if len(payload) == CREDIT.size:
+            self._taken = max(self._taken, CREDIT.unpack(payload)[0])
             self._outbox.touch(self, urgent=False)
 
     def take(self, limit: int) -> list[bytes]:
         """The frames that may go out now, none above ``limit`` bytes; called when the outbox sends them."""
         frames, self._ready = self._ready, []
-        if self._pending and self._sent - self._taken < self._window:
-            self._cut_pending(frames, limit - HEADER.size)
+        room = self._window - (self._sent - self._taken)
+        if self._pending and room > 0:
+            self._send_pending(frames, room, limit - HEADER.size)
         elif self._grew:
             frames.append(self._frame(Kind.OUTPUT, b""))
         self._grew = False
@@ -182,20 +186,40 @@ class Reply:
             self._on_done()
         return frames
 
-    def _cut_pending(self, frames: list[bytes], limit: int) -> None:
+    def _send_pending(self, frames: list[bytes], room: int, limit: int) -> None:
+        """Moves what fits into ``room`` bytes into frames: whole writes, or parts of one that is too large.
+
+        Credit comes in steps, so ``room`` may never reach the whole window; half of it always does.
+        """
         pending = self._pending
-        data = pending[0] if len(pending) == 1 else b"".join(pending)
-        pending.clear()
-        self._sent += len(data)
-        if self.is_full:
+        whole: list[bytes | memoryview] = []
+        size = 0
+        while pending and size + len(pending[0]) <= room:
+            size += len(pending[0])
+            whole.append(pending.popleft())
+        if whole:
+            self._frame_whole(frames, whole[0] if len(whole) == 1 else b"".join(whole), limit)
+        elif len(pending[0]) > self._window // 2:
+            data = memoryview(pending.popleft())
+            pending.appendleft(data[room:])
+            size = room
+            frames += [
+                self._frame(Kind.PART, data[start : min(start + limit, room)])
+                for start in range(0, room, limit)
+            ]
+        self._sent += size
+        was_full = self.is_full
+        self._pending_bytes -= size
+        if was_full and not self.is_full:
             self._drained.set()
-        self._pending_bytes = 0
+
+    def _frame_whole(self, frames: list[bytes], data: bytes | memoryview, limit: int) -> None:
         while len(data) > limit:
             frames.append(self._frame(Kind.PART, data[:limit]))
             data = data[limit:]
         frames.append(self._frame(Kind.CHUNK, data))
 
-    def _frame(self, kind: Kind, payload: bytes) -> bytes:
+    def _frame(self, kind: Kind, payload: bytes | memoryview) -> bytes:
         frame = encode(kind, self._stream, self._seq, payload)
         self._seq = (self._seq + 1) % SEQ_LIMIT
         return frame

@@ -15,6 +15,7 @@ from tierfall.protocol.failure import pack_failure
 from tierfall.protocol.frames import FrameError, Kind, encode
 from tierfall.protocol.presence import BEAT_EVERY_S, Beat, pack_beat
 from tierfall.worker.backend import Health
+from tierfall.worker.incoming import IncomingBody
 from tierfall.worker.job import Job
 from tierfall.worker.reply import Reply
 from tierfall.worker.tracing import TierTrace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tierfall.protocol.envelope import Envelope
     from tierfall.telemetry import Tracer
     from tierfall.worker.backend import Backend
+    from tierfall.worker.incoming import BodyIntake
     from tierfall.worker.meters import Meters
     from tierfall.worker.reply import Outbox
 
@@ -47,6 +49,7 @@ class Station:
         backend: Not started yet.
         worker: The process's id.
         jobs: The process's running jobs by stream, where control frames find them.
+        intake: The process's.
         meters: The process's.
         tracer: The process's.
     """
@@ -61,6 +64,7 @@ class Station:
         bus: Bus,
         outbox: Outbox,
         jobs: dict[int, Job],
+        intake: BodyIntake,
         meters: Meters,
         tracer: Tracer,
     ) -> None:
@@ -73,6 +77,7 @@ class Station:
         self._bus = bus
         self._outbox = outbox
         self._jobs = jobs
+        self._intake = intake
         self._meters = meters
         self._trace = TierTrace(tracer, name, tier, worker, backend.base_url)
         self._loop = asyncio.get_running_loop()
@@ -156,7 +161,9 @@ class Station:
     def _admit(self, envelope: Envelope, part: bytes, reply_to: str) -> None:
         forget = partial(self._forget, envelope.stream)
         reply = Reply(self._outbox, reply_to, envelope.stream, envelope.window, forget)
-        job = Job(envelope, part, reply, self._backend, self._trace.begin(envelope))
+        grant = reply.grant_body if envelope.body_on_credit else None
+        body = IncomingBody(self._intake, part, envelope.body_size, grant)
+        job = Job(envelope, body, reply, self._backend, self._trace.begin(envelope))
         self._jobs[job.stream] = job
         self._unsent.add(job.stream)
         self.in_flight += 1
