@@ -107,6 +107,8 @@ async def test_a_granted_part_that_does_not_come_fails_the_body(monkeypatch: pyt
     for sender in silent:
         with pytest.raises(BodyLost, match="did not come"):
             await sender.body.read()
+    assert not reading.done()
+    for sender in silent:
         sender.body.close()
     while waiting.outstanding:
         waiting.send()

@@ -80,6 +80,8 @@ class IncomingBody:
         self._send_credit = send_credit
         self._granted = len(first_part)
         self._next_part = 0
+        self._loop = asyncio.get_running_loop()
+        self._progress_at = self._loop.time()
         self._error: BodyLost | None = None
         self._changed = asyncio.Event()
 
@@ -102,6 +104,7 @@ class IncomingBody:
         """Lets the ingress send the next piece; returns its size in bytes."""
         assert self._send_credit is not None  # noqa: S101 - only such a body asks for credit
         size = min(GRANT_BYTES, self._size - self._granted)
+        self._progress_at = self._loop.time()
         self._granted += size
         self._send_credit(self._granted)
         return size
@@ -120,6 +123,7 @@ class IncomingBody:
         self._changed.set()
 
     def _append(self, part: bytes) -> None:
+        self._progress_at = self._loop.time()
         in_line = self.wants_credit
         self._data += part
         if self._send_credit is not None:
@@ -133,20 +137,25 @@ class IncomingBody:
         Raises:
             BodyLost: A part was lost, or did not come.
         """
-        loop = asyncio.get_running_loop()
         while not self.is_whole:
+            if self._error is not None:
+                raise self._error.detached()
             self._changed.clear()
             try:
-                with TimeLimit(loop, STALLED_AFTER_S):
+                with TimeLimit(self._loop, self._late_at - self._loop.time()):
                     await self._changed.wait()
             except TimeoutError:
-                if self._granted > len(self._data) or self._send_credit is None:
+                if self._loop.time() >= self._late_at:
                     raise BodyLost(
                         f"the next part of the request body did not come within {STALLED_AFTER_S:g} s"
                     ) from None
-            if self._error is not None:
-                raise self._error.detached()
         return self._data
+
+    @property
+    def _late_at(self) -> float:
+        """Loop time at which the next part is late; while the body waits for credit, none is due."""
+        is_due = self._send_credit is None or self._granted > len(self._data)
+        return (self._progress_at if is_due else self._loop.time()) + STALLED_AFTER_S
 
     def close(self) -> None:
         """Drops the data, and gives back what was granted and has not come."""
