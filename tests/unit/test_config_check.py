@@ -132,6 +132,7 @@ def test_the_good_file_is_good() -> None:
         (server("port: 65536"), "server.port: is 65536, must be from 0 to 65535"),
         (nats("port: 0"), "nats.port: is 0, must be from 1 to 65535"),
         (server("max_body: 0"), "server.max_body: is 0"),
+        (server("max_bodies: 1MiB"), "server.max_bodies: is smaller than server.max_body"),
         (
             changed("provider: groq", "provider: groq, max_in_flight: 0"),
             "tiers.far.max_in_flight: is 0, must be",

@@ -44,6 +44,7 @@
     │  ├─ PayloadTooLarge          413     invalid_request_error  request_too_large        never
     │  ├─ StoreUnavailable         503     service_unavailable    store_unavailable        never
     │  └─ Conflict                 409     service_unavailable    conflict                 never
+    ├─ GatewayBusy                 503     service_unavailable    gateway_busy             never
     ├─ Internal                    500     api_error              internal_error           never
     └─ ConfigError                 (never on the wire: a config file that cannot be used)
 
@@ -448,6 +449,14 @@ class Conflict(BusError):
 
     status = 409
     code = "conflict"
+
+
+class GatewayBusy(TierfallError):
+    """This process holds as much for other requests as it may: come back, or ask another replica."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "gateway_busy"
 
 
 class Internal(TierfallError):

@@ -11,6 +11,8 @@ from tierfall.timelimit import TimeLimit
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 
+    from tierfall_ingress.body_memory import BodyShare
+
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 BODY_STALL_S: Final = 30.0
@@ -19,13 +21,14 @@ BODY_PACE_BYTES_PER_S: Final = 1024
 """What a client has to send on average beyond that: a body that drips is no better than one that stalls."""
 
 
-async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
-    """The whole body of a JSON request.
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int, share: BodyShare) -> bytes:
+    """The whole body of a JSON request, which ``share`` counts as it comes.
 
     Raises:
         UnsupportedMediaType: It is not JSON, or compressed.
         BodyTooLarge: It says or turns out to be above ``limit`` bytes.
         BodyTimeout: The client stopped sending.
+        GatewayBusy: Together with all other bodies it is too much.
         ClientGone: The client hung up.
     """
     _check_type(headers)
@@ -35,6 +38,7 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
     message = await _next(receive, loop, BODY_STALL_S)
     body: bytes = message.get("body", b"")
     _check_size(len(body), limit)
+    share.take(len(body))
     if not message.get("more_body"):
         return body
     parts = bytearray(body)
@@ -42,8 +46,10 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
         earned = BODY_STALL_S + len(parts) / BODY_PACE_BYTES_PER_S
         left = began + earned - loop.time()
         message = await _next(receive, loop, min(left, BODY_STALL_S))
-        parts += message.get("body", b"")
-        _check_size(len(parts), limit)
+        part: bytes = message.get("body", b"")
+        _check_size(len(parts) + len(part), limit)
+        share.take(len(part))
+        parts += part
     return bytes(parts)
 
 

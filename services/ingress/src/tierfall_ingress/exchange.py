@@ -23,6 +23,7 @@ from tierfall.errors import (
 from tierfall.logs import event
 from tierfall_ingress.ask import parse_ask
 from tierfall_ingress.body import read_body
+from tierfall_ingress.body_memory import BodyShare
 from tierfall_ingress.connection import CLIENT
 from tierfall_ingress.keys import ANYBODY
 from tierfall_ingress.ladder import Ladder
@@ -96,6 +97,7 @@ class Exchange:
         self._answer: Answer | None = None
         self._charge: Charge | None = None
         self._transcript: Transcript | None = None
+        self._share = BodyShare(services.body_memory)
         self._committed = False
         self._read_whole = False
         self._client: Client = scope["state"][CLIENT]
@@ -123,6 +125,7 @@ class Exchange:
             await self._fail(failure)
         finally:
             self._client.hangup.clear()  # or the two would keep each other until the collector comes
+            self._share.release()
             self._services.meters.in_flight -= 1
             self._report(status, failure)
 
@@ -148,7 +151,7 @@ class Exchange:
         services = self._services
         config = services.config
         self._caller = services.keys.caller(_text(self._headers.get(b"authorization")))
-        body = await read_body(self._headers, self._receive, config.server.max_body)
+        body = await read_body(self._headers, self._receive, config.server.max_body, self._share)
         self._read_whole = True
         ask = self._ask = parse_ask(body, self._operation)
         if ask.model not in config.models:

@@ -106,6 +106,9 @@ class Meters:
         self.registry.register(BusCollector(services.bus))
         self.registry.register(StandingsCollector(services))
         self.registry.register(QuotaCollector(services.quotas.standings))
+        Gauge(
+            "tierfall_request_body_bytes", "Bytes of request bodies in memory.", registry=self.registry
+        ).set_function(lambda: services.body_memory.held_bytes)
 
     def attempted(self, tier: str, outcome: str) -> None:
         """An attempt ended: ``ok`` or an error's slug."""

@@ -11,6 +11,7 @@ from tierfall.protocol.presence import BEAT_EVERY_S, RECOVERY_S
 from tierfall.quota import QuotaView
 from tierfall.store import QUOTA, Bucket
 from tierfall.telemetry import OFF
+from tierfall_ingress.body_memory import BodyMemory
 from tierfall_ingress.breaker import Breaker
 from tierfall_ingress.cashier import Cashier
 from tierfall_ingress.keys import KeyRing
@@ -47,6 +48,7 @@ class Services:
         self.stored: StoredKeys | None = None
         self.cashier = Cashier(bus, config.nats.replicas, meters)
         self.quotas = QuotaView(Bucket(bus, QUOTA, replicas=config.nats.replicas))
+        self.body_memory = BodyMemory(config.server.max_bodies)
         self.draining = False
         self.started_at = int(time.time())
         self._loop = asyncio.get_running_loop()
@@ -77,6 +79,7 @@ class Services:
     def apply(self, config: Config) -> None:
         """Makes this the config of all requests to come."""
         self.config = config
+        self.body_memory.limit_bytes = config.server.max_bodies
         if config.server.stored_keys and self.stored is None:
             self.stored = StoredKeys(self.bus, config.nats.replicas)
         self.keys = KeyRing(config.server, self.stored if config.server.stored_keys else None)

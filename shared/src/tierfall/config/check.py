@@ -154,6 +154,11 @@ def _server(server: Server) -> Iterator[Problem]:
         yield Problem("server.host", "is empty; write 127.0.0.1 for this machine only, 0.0.0.0 for all")
     if server.max_body < 1:
         yield Problem("server.max_body", "is 0, so that no request would fit")
+    if server.max_bodies < server.max_body:
+        yield Problem(
+            "server.max_bodies",
+            f"is smaller than server.max_body ({server.max_body} bytes): the largest request would not fit",
+        )
     for index, origin in enumerate(server.cors_origins):
         if origin != "*" and (text := _web_address(origin, path=False)):
             yield Problem(within("server.cors_origins", index), f"{text}, or *")

@@ -12,6 +12,7 @@ import msgspec
 DEFAULT_PORT: Final = 4000
 DEFAULT_NATS_PORT: Final = 4222
 DEFAULT_MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+DEFAULT_MAX_BODIES_BYTES: Final = 512 * 1024 * 1024
 DEFAULT_MAX_WAITING: Final = 512
 EMBEDDED: Final = "embedded"
 
@@ -161,6 +162,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stored_keys: bool = False
     """Whether the keys made with ``tierfall keys``, which NATS keeps, are let in too."""
     max_body: Size = Size(DEFAULT_MAX_BODY_BYTES)
+    max_bodies: Size = Size(DEFAULT_MAX_BODIES_BYTES)
+    """What the bodies of all requests under way may take of the process's memory together."""
     cors_origins: tuple[str, ...] = ()
 
 

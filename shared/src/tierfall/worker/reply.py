@@ -191,25 +191,24 @@ class Reply:
 
         Credit comes in steps, so ``room`` may never reach the whole window; half of it always does.
         """
-        pending = self._pending
+        pending, left = self._pending, room
         whole: list[bytes | memoryview] = []
-        size = 0
-        while pending and size + len(pending[0]) <= room:
-            size += len(pending[0])
+        while pending and len(pending[0]) <= left:
+            left -= len(pending[0])
             whole.append(pending.popleft())
         if whole:
             self._frame_whole(frames, whole[0] if len(whole) == 1 else b"".join(whole), limit)
-        elif len(pending[0]) > self._window // 2:
+        if pending and left and len(pending[0]) > self._window // 2:
             data = memoryview(pending.popleft())
-            pending.appendleft(data[room:])
-            size = room
+            pending.appendleft(data[left:])
             frames += [
-                self._frame(Kind.PART, data[start : min(start + limit, room)])
-                for start in range(0, room, limit)
+                self._frame(Kind.PART, data[start : min(start + limit, left)])
+                for start in range(0, left, limit)
             ]
-        self._sent += size
+            left = 0
+        self._sent += room - left
         was_full = self.is_full
-        self._pending_bytes -= size
+        self._pending_bytes -= room - left
         if was_full and not self.is_full:
             self._drained.set()
 
