@@ -39,8 +39,8 @@ def usable(client: Any, image: str) -> str:
     """An image of compose.yaml, pulled if it is not there; skips where it cannot be had.
 
     Returns:
-        Its name. Without its digest where no registry answers and the engine has an image of that tag: one that
-        was built or loaded here has no digest.
+        Its name. Without its digest where no registry answers and the engine has an image of that tag: one
+        that was built or loaded here has no digest.
     """
     docker = importlib.import_module("docker")
     tagged = image.partition("@")[0]
