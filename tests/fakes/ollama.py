@@ -141,6 +141,7 @@ class FakeOllama:
         remote: Those of them that Ollama would reach over the network.
         loaded: Names that ``/api/ps`` lists.
         capabilities: What ``/api/show`` says of every model; ``None`` leaves the field out.
+        version: What ``/api/version`` says; ``None``: there is no such path.
         silent: Set to make tags and ps hang.
         requests: Every request so far.
     """
@@ -151,6 +152,7 @@ class FakeOllama:
         self.remote: set[str] = set()
         self.loaded = list(loaded)
         self.capabilities: list[str] | None = ["completion"]
+        self.version: str | None = "0.17.1"
         self.silent = False
         self.requests: list[Recorded] = []
         self._plans: dict[str, deque[Script | Refuse]] = defaultdict(deque)
@@ -222,6 +224,8 @@ class FakeOllama:
                 await _whole(request, {"models": listed})
             case "/api/ps":
                 await _whole(request, {"models": [{"name": name} for name in self.loaded]})
+            case "/api/version" if self.version is not None:
+                await _whole(request, {"version": self.version})
             case "/api/show":
                 known = {} if self.capabilities is None else {"capabilities": self.capabilities}
                 await _whole(request, {"details": {}, **known})

@@ -53,7 +53,7 @@ def test_services_are_confined_and_come_back(services: dict[str, Any]) -> None:
 
 
 def test_only_its_worker_reaches_an_engine(services: dict[str, Any]) -> None:
-    """Engines take anything from whoever reaches them, NATS is for those with a seed: each has its network."""
+    """Engines ask for no key, and NATS is for those with a seed: each has a network of its own."""
     members: dict[str, set[str]] = {}
     for name, service in services.items():
         for network in service.get("networks", ["default"]):

@@ -11,6 +11,7 @@ import pytest
 from deploy.checks import images
 from fakes.manifests import ROOT, containers, read, workloads
 from fakes.registry import FakeRegistry
+from tierfall.engines import OLLAMA, VLLM, advice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,13 @@ def test_every_image_is_exact_and_listed() -> None:
     """A full version and a digest, the same in every file."""
     assert images.problems(ROOT) == []
     assert [image for image in images.read_lock(ROOT).values() if not image.digest] == []
+
+
+def test_the_pinned_engines_have_nothing_against_them() -> None:
+    """What the worker would warn of is not what compose and Kubernetes start."""
+    listed = images.read_lock(ROOT)
+    assert advice(f"{OLLAMA} {listed['ollama/ollama'].tag}") == ""
+    assert advice(f"{VLLM} {listed['vllm/vllm-openai'].tag}") == ""
 
 
 def test_no_reference_is_overlooked() -> None:

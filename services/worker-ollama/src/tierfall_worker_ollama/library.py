@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from tierfall.engines import OLLAMA, engine_of
+from tierfall.errors import BackendError
+from tierfall_worker_ollama.client import StatusRefusal
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tierfall_worker_ollama.client import OllamaClient
 
+VERSION_EVERY_S: Final = 60.0
 FRESH_S: Final = 2.5
 """How old a look at Ollama may be and still tell whether a model is loaded; probes come each second."""
 # What Ollama leaves out when it shows a name.
@@ -30,6 +35,10 @@ class _Models(msgspec.Struct):
 
 class _Details(msgspec.Struct):
     capabilities: list[str] | None = None
+
+
+class _Version(msgspec.Struct):
+    version: str = ""
 
 
 _models: Final = msgspec.json.Decoder(_Models)
@@ -52,6 +61,7 @@ class Library:
 
     Attributes:
         names: What Ollama has, in its own spelling.
+        engine: Its version, as :mod:`tierfall.engines` writes it; empty if unknown.
     """
 
     def __init__(self, client: OllamaClient, wanted: Iterable[str]) -> None:
@@ -62,7 +72,9 @@ class Library:
         self._remote: frozenset[str] = frozenset()
         self._looked_at = float("-inf")
         self._sees: dict[str, bool] = {}
+        self._version_due = 0.0
         self.names: tuple[str, ...] = ()
+        self.engine = ""
 
     async def look(self) -> None:
         """Asks Ollama for both lists.
@@ -80,6 +92,28 @@ class Library:
         self._remote = frozenset(full_name(model.name) for model in models if model.remote_host)
         self._loaded = frozenset(full_name(model.name) for model in _models.decode(loaded).models or [])
         self._looked_at = asyncio.get_running_loop().time()
+
+    async def look_at_version(self) -> None:
+        """Asks Ollama for its version, once a minute and after :meth:`forget_version`; it may stay unknown.
+
+        An update may restart it between two probes, so that nothing else shows it.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._version_due:
+            return
+        try:
+            answer = await self._client.ask("GET", "/api/version")
+            self.engine = engine_of(OLLAMA, msgspec.json.decode(answer, type=_Version).version)
+        except BackendError:
+            return  # it is busy, and asked again with the next probe
+        except (StatusRefusal, msgspec.DecodeError):
+            self.engine = ""
+        self._version_due = now + VERSION_EVERY_S
+
+    def forget_version(self) -> None:
+        """Ollama was away: another one may come back."""
+        self.engine = ""
+        self._version_due = 0.0
 
     @property
     def fresh(self) -> bool:

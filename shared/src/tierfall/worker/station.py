@@ -8,6 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from tierfall.engines import advice
 from tierfall.errors import BackendDown, ProviderRefused, TierBusy, TierfallError
 from tierfall.protocol import subjects
 from tierfall.protocol.envelope import unpack
@@ -82,6 +83,8 @@ class Station:
         self._trace = TierTrace(tracer, name, tier, worker, backend.base_url)
         self._loop = asyncio.get_running_loop()
         self._health = Health("down", "not probed yet")
+        self._advised: set[str] = set()
+        """The engines that the log has warned of: once for each version."""
         self._draining = False
         self._unsent: set[int] = set()
         self._full_at = float("-inf")
@@ -252,6 +255,9 @@ class Station:
                 health.reason and f": {health.reason}",
             )
             self.beat()
+        if health.engine not in self._advised and (said := advice(health.engine)):
+            self._advised.add(health.engine)
+            _log.warning("tier %s: %s", self.name, said)
 
     def beat(self, *, gone: bool = False) -> None:
         """Tells the ingresses how this worker is."""
@@ -268,5 +274,6 @@ class Station:
             draining=self._draining,
             gone=gone,
             models=self._health.models,
+            engine=self._health.engine,
         )
         self._bus.publish(subjects.presence(self.name, self._worker), pack_beat(beat))
