@@ -166,7 +166,8 @@ class Station:
         reply = Reply(self._outbox, reply_to, envelope.stream, envelope.window, forget)
         grant = reply.grant_body if envelope.body_on_credit else None
         body = IncomingBody(self._intake, part, envelope.body_size, grant)
-        job = Job(envelope, body, reply, self._backend, self._trace.begin(envelope))
+        trace, refuse_extra = self._trace.begin(envelope), self._tier.extra_fields == "refuse"
+        job = Job(envelope, body, reply, self._backend, trace, refuse_extra=refuse_extra)
         self._jobs[job.stream] = job
         self._unsent.add(job.stream)
         self.in_flight += 1
