@@ -137,3 +137,13 @@ def test_nothing_is_written_without_a_whole_answer(tree: Path, capsys: pytest.Ca
     assert images.main(command) == 1
     assert "gives no manifest" in capsys.readouterr().err
     assert {path: path.read_text() for path in tree.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("lock", sorted((ROOT / "requirements").glob("*.lock")), ids=lambda lock: lock.name)
+def test_every_locked_package_has_its_hash(lock: Path) -> None:
+    """One version each, and no file of it that was not there when it was locked."""
+    entries = re.split(r"\n(?=\S)", re.sub(r"(?m)^ *#.*\n?", "", lock.read_text()).strip())
+    assert entries
+    for entry in entries:
+        assert re.match(r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==[^ ;]+", entry), entry
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", entry), entry

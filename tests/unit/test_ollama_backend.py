@@ -465,6 +465,17 @@ async def test_an_old_ollama_gets_nothing_that_it_would_cut(
     assert ollama.chats == []
 
 
+async def test_the_window_of_a_loaded_model_counts(ollama: FakeOllama, backend: OllamaBackend) -> None:
+    """``OLLAMA_CONTEXT_LENGTH`` may have made it larger than Ollama's own; the request's wish beats both."""
+    ollama.version, ollama.window = "0.12.3", 8192
+    await backend.probe()
+    long = [{"role": "user", "content": LONG}]
+    await items(backend, ask(messages=long))
+    assert len(ollama.chats) == 1
+    with pytest.raises(ContextLengthExceeded):
+        await items(backend, ask(messages=long, options={"num_ctx": 4096}))
+
+
 @pytest.mark.parametrize(
     ("version", "body"),
     [

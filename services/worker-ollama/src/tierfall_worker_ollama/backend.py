@@ -134,14 +134,18 @@ class OllamaBackend:
     def chat(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
         """One request over ``/api/chat``; see :meth:`_generate`."""
         native = native_request(ask, self._tier)
-        refuse_cut(native.payload, self._library.engine, "messages")
+        self._refuse_cut(ask, native, "messages")
         return self._generate("/api/chat", ask, native, Answer(logprobs=native.logprobs))
 
     def complete(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
         """One request over ``/api/generate``; see :meth:`_generate`."""
         native = native_completion(ask, self._tier)
-        refuse_cut(native.payload, self._library.engine, "prompt")
+        self._refuse_cut(ask, native, "prompt")
         return self._generate("/api/generate", ask, native, TextAnswer(logprobs=native.logprobs))
+
+    def _refuse_cut(self, ask: Ask, native: NativeRequest, field: str) -> None:
+        library = self._library
+        refuse_cut(native.payload, library.engine, library.window(ask.backend_model), field)
 
     async def embed(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
         """One request over ``/api/embed``, which answers once all of it is embedded.

@@ -27,6 +27,7 @@ DEFAULT_TAG: Final = "latest"
 class _Model(msgspec.Struct):
     name: str
     remote_host: str = ""
+    context_length: int = 0
 
 
 class _Models(msgspec.Struct):
@@ -68,7 +69,8 @@ class Library:
         self._client = client
         self._wanted = tuple(dict.fromkeys(wanted))
         self._pulled: frozenset[str] | None = None
-        self._loaded: frozenset[str] = frozenset()
+        self._loaded: dict[str, int] = {}
+        """The models in memory, with their context windows."""
         self._remote: frozenset[str] = frozenset()
         self._looked_at = float("-inf")
         self._sees: dict[str, bool] = {}
@@ -90,7 +92,9 @@ class Library:
         self.names = tuple(model.name for model in models)
         self._pulled = frozenset(map(full_name, self.names))
         self._remote = frozenset(full_name(model.name) for model in models if model.remote_host)
-        self._loaded = frozenset(full_name(model.name) for model in _models.decode(loaded).models or [])
+        self._loaded = {
+            full_name(model.name): model.context_length for model in _models.decode(loaded).models or []
+        }
         self._looked_at = asyncio.get_running_loop().time()
 
     async def look_at_version(self) -> None:
@@ -136,7 +140,11 @@ class Library:
 
     def loaded(self, name: str) -> bool:
         """Whether the model is in memory; one that Ollama reaches over the network counts as loaded."""
-        return full_name(name) in self._loaded | self._remote
+        return full_name(name) in self._loaded or full_name(name) in self._remote
+
+    def window(self, name: str) -> int:
+        """The context window of a model in memory; 0 where that is not known."""
+        return self._loaded.get(full_name(name), 0)
 
     async def sees(self, name: str) -> bool:
         """Whether the model takes images; a version of Ollama that does not say so is believed to.

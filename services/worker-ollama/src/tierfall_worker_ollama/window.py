@@ -16,7 +16,7 @@ from tierfall.errors import ContextLengthExceeded
 BYTES_PER_TOKEN: Final = 3
 """Less than the four or so of English text, about that of code."""
 DEFAULT_NUM_CTX: Final = 4096
-"""Ollama's own window since 0.6, where neither the tier nor the request names one."""
+"""Ollama's own window, where it is told no other."""
 
 
 class _Message(msgspec.Struct):
@@ -40,12 +40,13 @@ class _Payload(msgspec.Struct):
 _payload: Final = msgspec.json.Decoder(_Payload)
 
 
-def refuse_cut(payload: bytes, engine: str, field: str) -> None:
+def refuse_cut(payload: bytes, engine: str, loaded: int, field: str) -> None:
     """Holds the body of a chat or a completion against its context window, if this Ollama would cut it.
 
     Args:
         payload: The body that is to be sent.
         engine: The engine's name and version.
+        loaded: The window with which the model is in memory; 0 where that is not known.
         field: The client's field that holds the text.
 
     Raises:
@@ -57,7 +58,7 @@ def refuse_cut(payload: bytes, engine: str, field: str) -> None:
     texts = (text for message in asked.messages for text in (message.content, message.thinking))
     size = sum(len(text.encode()) for text in (*texts, asked.prompt, asked.suffix)) + len(asked.tools)
     tokens, given = size // BYTES_PER_TOKEN, asked.options.num_ctx
-    window = given if isinstance(given, int) and given > 0 else DEFAULT_NUM_CTX
+    window = given if isinstance(given, int) and given > 0 else loaded or DEFAULT_NUM_CTX
     if tokens > window and not asked.truncate:
         raise ContextLengthExceeded(
             f"{field}: about {tokens} tokens, more than num_ctx ({window}), and this version of Ollama would "
