@@ -163,7 +163,7 @@ def pin(root: Path, registry: Registry) -> list[str]:
 
 
 def _in_registry(repository: str) -> str:
-    """Docker Hub keeps its own images, ``nats`` and ``python``, in a folder that nobody writes."""
+    """Docker Hub has ``nats`` and ``python`` in ``library/``, which their short names leave out."""
     return repository if "/" in repository else f"library/{repository}"
 
 

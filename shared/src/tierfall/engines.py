@@ -16,7 +16,7 @@ OLLAMA: Final = "Ollama"
 VLLM: Final = "vLLM"
 LLAMA_CPP: Final = "llama.cpp"
 _WRITTEN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}")
-_VERSION: Final = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?(.*)")
+_VERSION: Final = re.compile(r"v?(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?(.*)", re.ASCII)
 _BEFORE: Final = re.compile(r"[.-]?(?:a|b|rc|alpha|beta|dev|pre)\.?\d*", re.IGNORECASE)
 _UNKNOWN: Final = (0, 1)
 """Builds from source that know no version call themselves 0.0.0 or 0.1.dev1."""
