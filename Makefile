@@ -25,7 +25,7 @@ FUZZ_MADE := $(VENV)/.fuzz
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test test-docker check-stack lint format bench bench-quick fuzz lock images clean
+.PHONY: help setup run test test-docker check-stack lint format bench bench-quick fuzz lock images pin-images clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,9 @@ lock: $(DEV_MADE) ## Renew requirements/*.lock after a change of dependencies; U
 images: ## Build the four images; BUILD=... goes to docker build
 	for name in $(SERVICES); do \
 	  docker build $(BUILD) -f services/$$name/Dockerfile -t tierfall/$$name . || exit 1; done
+
+pin-images: $(RUN_MADE) ## Ask the registry for the digests of deploy/images.lock; REGISTRY=https://... for a mirror
+	$(BIN)/python -m deploy.checks.images --pin $(if $(REGISTRY),--registry $(REGISTRY))
 
 clean: ## Remove .venv, caches and state
 	rm -rf $(VENV) .tierfall .bench .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,21 +30,32 @@ def docker_client() -> Iterator[Any]:
     have = {tag for image in client.images.list() for tag in image.tags}
     if absent := [name for name in SERVICES if f"tierfall/{name}:latest" not in have]:
         pytest.skip(f"no image of {', '.join(absent)}; `make images` builds them")
-    _need(client, NATS)
+    usable(client, NATS)
     yield client
     client.close()
 
 
-def _need(client: Any, image: str) -> None:
-    """Pulls an image if it is not there; skips where it cannot be had."""
+def usable(client: Any, image: str) -> str:
+    """An image of compose.yaml, pulled if it is not there; skips where it cannot be had.
+
+    Returns:
+        Its name. Without its digest where no registry answers and the engine has an image of that tag: one
+        that was built or loaded here has no digest.
+    """
     docker = importlib.import_module("docker")
+    tagged = image.partition("@")[0]
     try:
         client.images.get(image)
     except docker.errors.ImageNotFound:
         try:
             client.images.pull(image)
         except docker.errors.APIError as error:
-            pytest.skip(f"{image} cannot be had: {error.explanation}")
+            try:
+                client.images.get(tagged)
+            except docker.errors.ImageNotFound:
+                pytest.skip(f"{image} cannot be had: {error.explanation}")
+            return tagged
+    return image
 
 
 def _connected(docker: Any) -> tuple[Any, str]:
@@ -63,7 +74,6 @@ def _connected(docker: Any) -> tuple[Any, str]:
 @pytest.fixture
 def fleet(docker_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """NATS under permissions and an engine; a test starts what it needs of the rest."""
-    del docker_client
     from testcontainers.core.config import testcontainers_config  # noqa: PLC0415 - not in the dev lock
     from testcontainers.core.network import Network  # noqa: PLC0415 - likewise
 
@@ -72,7 +82,7 @@ def fleet(docker_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
     write_folder(folder, Path(__file__).with_name("engine.py"))
     with ExitStack() as stack:
         made = Fleet(folder, stack.enter_context(Network()), stack)
-        made.nats()
+        made.nats(usable(docker_client, NATS))
         made.engine()
         yield made
 
@@ -80,5 +90,4 @@ def fleet(docker_client: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture
 def jaeger(docker_client: Any, fleet: Fleet) -> Any:
     """Jaeger beside the fleet, to which services that start later send their traces."""
-    _need(docker_client, JAEGER)
-    return fleet.jaeger()
+    return fleet.jaeger(usable(docker_client, JAEGER))

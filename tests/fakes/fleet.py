@@ -13,9 +13,9 @@ from tierfall.config import parse
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-NATS: Final = "nats:2.15-alpine"
 QUERY_PORT: Final = 16686
 SERVICES: Final = ("ingress", "worker-vllm", "worker-ollama", "worker-cloud")
+NATS: Final[str] = read("compose.yaml")["services"]["nats"]["image"]
 JAEGER: Final[str] = read("compose.yaml")["services"]["jaeger"]["image"]
 STORE: Final = "/data"
 KEY: Final = "sk-docker-tests"
@@ -87,19 +87,19 @@ class Fleet:
             f"tierfall/{name}", name, command, {"config": "/etc/tierfall", name: "/run/tierfall"}
         )
 
-    def jaeger(self) -> Any:
-        """Jaeger, as compose.yaml has it; services that start later send it their traces."""
+    def jaeger(self, image: str) -> Any:
+        """Jaeger; services that start later send it their traces."""
         from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - not in the dev lock
 
-        container = DockerContainer(JAEGER).with_network(self._network).with_network_aliases("jaeger")
+        container = DockerContainer(image).with_network(self._network).with_network_aliases("jaeger")
         container.with_exposed_ports(QUERY_PORT).with_kwargs(read_only=True, cap_drop=["ALL"])
         self.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://jaeger:4318"
         return self._stack.enter_context(container)
 
-    def nats(self) -> Any:
+    def nats(self, image: str) -> Any:
         """NATS with a user per service."""
         return self.start(
-            NATS, "nats", ["--config", "/etc/nats/nats.conf"], {"nats": "/etc/nats"}, user="10001"
+            image, "nats", ["--config", "/etc/nats/nats.conf"], {"nats": "/etc/nats"}, user="10001"
         )
 
     def engine(self) -> Any:

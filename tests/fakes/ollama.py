@@ -140,7 +140,9 @@ class FakeOllama:
         pulled: Names that ``/api/tags`` lists; a pull that ends in ``success`` adds its model.
         remote: Those of them that Ollama would reach over the network.
         loaded: Names that ``/api/ps`` lists.
+        window: Their context windows as it tells them; ``None`` leaves the field out, as old versions do.
         capabilities: What ``/api/show`` says of every model; ``None`` leaves the field out.
+        version: What ``/api/version`` says; ``None``: there is no such path.
         silent: Set to make tags and ps hang.
         requests: Every request so far.
     """
@@ -148,9 +150,11 @@ class FakeOllama:
     def __init__(self, pulled: Sequence[str] = ("fake:1b",), loaded: Sequence[str] = ("fake:1b",)) -> None:
         self.port = 0
         self.pulled = list(pulled)
+        self.window: int | None = None
         self.remote: set[str] = set()
         self.loaded = list(loaded)
         self.capabilities: list[str] | None = ["completion"]
+        self.version: str | None = "0.17.1"
         self.silent = False
         self.requests: list[Recorded] = []
         self._plans: dict[str, deque[Script | Refuse]] = defaultdict(deque)
@@ -221,7 +225,10 @@ class FakeOllama:
                 listed = [{"name": name, **self._remote_of(name)} for name in self.pulled]
                 await _whole(request, {"models": listed})
             case "/api/ps":
-                await _whole(request, {"models": [{"name": name} for name in self.loaded]})
+                window = {} if self.window is None else {"context_length": self.window}
+                await _whole(request, {"models": [{"name": name, **window} for name in self.loaded]})
+            case "/api/version" if self.version is not None:
+                await _whole(request, {"version": self.version})
             case "/api/show":
                 known = {} if self.capabilities is None else {"capabilities": self.capabilities}
                 await _whole(request, {"details": {}, **known})

@@ -72,6 +72,8 @@ class FakeProvider:
         """What ``/health`` does; ``None``: there is no such path."""
         self.model_list: Behaviour | None = None
         """What ``/models`` does instead of listing ``models``."""
+        self.version: str | None = None
+        """What vLLM's ``/version`` and llama.cpp's ``/props`` say; ``None``: there are no such paths."""
         self.tokenizer: str = ""
         """``vllm`` or ``llama``: which engine's ``/tokenize`` there is."""
         self.requests: list[Recorded] = []
@@ -172,6 +174,9 @@ class FakeProvider:
         missing = faults.Status(404, body=error_body(f"no path {path}", "not_found"))
         if path.endswith("/health"):
             return self.health or missing
+        if self.version is not None and path in {"/version", "/props"}:
+            member = "version" if path == "/version" else "build_info"
+            return faults.Status(200, body={member: self.version})
         if self.tokenizer and path in {"/tokenize", "/apply-template"}:
             return self._tokens(request, path)
         if self.api_key is not None and request.headers.get("authorization") != f"Bearer {self.api_key}":

@@ -104,6 +104,26 @@ async def test_a_healthy_system_is_all_ok(path: Path) -> None:
     assert KEY not in report.text
 
 
+async def test_an_old_engine_is_told_everywhere(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The worker's log, once; ``/health``; and the doctor as a warning, over NATS and without."""
+    gpu, cpu = ScriptedBackend(), ScriptedBackend()
+    gpu.health, cpu.health = Health("up", engine="vLLM 0.31.0"), Health("up", engine="Ollama 0.12.3")
+    async with stack(gpu, cpu) as gateway:
+        health = (await gateway.client.get("/health", headers={"authorization": f"Bearer {KEY}"})).json()
+        report = await diagnose(path, gateway.nats.url, url=gateway.url, trial=False)
+        unheard = await diagnose(path, "nats://127.0.0.1:1", url=gateway.url, trial=False)
+    (worker,) = health["tiers"]["cpu"]["workers"]
+    assert worker["engine"] == "Ollama 0.12.3"
+    assert worker["advice"].endswith("update it to 0.17.1 or newer")
+    assert health["tiers"]["gpu"]["workers"][0]["advice"] == ""
+    assert report.status == 0
+    for told in (report, unheard):
+        assert [one["text"] for one in told.of("tier cpu", "warn")] == [worker["advice"]]
+        assert told.of("tier gpu", "warn") == []
+    assert caplog.text.count(f"tier cpu: {worker['advice']}") == 1
+    assert "tier gpu: vLLM" not in caplog.text
+
+
 async def test_a_missing_tier_that_another_covers_is_a_warning(path: Path) -> None:
     """The status stays 0: every model has somebody; the worker's command is there to paste."""
     async with stack(None, ScriptedBackend()) as gateway:

@@ -228,6 +228,33 @@ async def test_key(provider: FakeProvider) -> None:
         assert "wrong" not in health.reason
 
 
+@pytest.mark.parametrize(
+    ("owned_by", "version", "named", "path"),
+    [
+        ("vllm", "0.11.0", "vLLM 0.11.0", "/version"),
+        ("llamacpp", "b11549-abcdef", "llama.cpp b11549-abcdef", "/props"),
+        ("vllm", None, "", "/version"),
+        ("fake", "0.11.0", "", ""),
+    ],
+)
+async def test_the_version_is_asked_for_seldom(
+    owned_by: str, version: str | None, named: str, path: str
+) -> None:
+    """With the models, and again when the engine was away; an unknown one changes nothing."""
+    async with FakeProvider(owned_by=owned_by) as provider, started(provider) as backend:
+        provider.version = version
+        for _ in range(3):
+            health = await backend.probe()
+            assert (health.state, health.engine) == ("up", named)
+        asked = [request.path for request in provider.requests if request.path in {"/version", "/props"}]
+        assert asked == ([path] if path else [])
+        await provider.refuse()
+        assert (await backend.probe()).engine == ""
+        await provider.resume()
+        provider.version = version and "9.9.9"
+        assert (await backend.probe()).engine == (named and f"{named.rpartition(' ')[0]} 9.9.9")
+
+
 def test_build_refuses_other_kinds() -> None:
     """A tier of another kind is a config error that names it."""
     tier = OllamaTier(base_url="http://127.0.0.1:1")

@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tierfall.config import Config, Deadlines, Secret, Server, VllmTier, load, notes, parse, problems
+from tierfall.config import (
+    Config,
+    Deadlines,
+    Secret,
+    Server,
+    VllmTier,
+    load,
+    notes,
+    parse,
+    problems,
+    warnings,
+)
 from tierfall.config.check import is_loopback
 from tierfall.config.scalars import show_duration
 from tierfall.errors import ConfigError
@@ -250,6 +261,46 @@ def test_what_is_only_noted(text: str, expected: str) -> None:
     """What works but may not be meant is a note, and no problem."""
     config = parse(text, {}, "home.yaml")
     assert any(note.startswith(expected) for note in notes(config))
+
+
+FAR = "provider: groq, api_key: sk"
+GPU = "base_url: http://127.0.0.1:8000/v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (changed(FAR, f"{FAR}, base_url: 'http://api.example.org/v1'"), "tiers.far"),
+        (changed(FAR, f"{FAR}, base_url: 'HTTP://10.0.0.7/v1'"), "tiers.far"),
+        (changed(FAR, "provider: x, api_keys: [a, b], base_url: 'http://proxy:8080/v1'"), "tiers.far"),
+        (changed(FAR, "provider: x, api_key: '${UNSET}', base_url: 'http://api.example.org'"), "tiers.far"),
+        (changed(GPU, "base_url: 'http://gpu.example.org:8000/v1', api_key: sk"), "tiers.gpu"),
+        (changed(GPU, "base_url: 'http://8.8.8.8/v1', api_key: sk"), "tiers.gpu"),
+    ],
+)
+def test_a_key_without_tls_is_warned_of(text: str, path: str) -> None:
+    """A provider's beyond this machine, an engine's beyond the local network; the file is still good."""
+    (said,) = warnings(parse(text, {}, "home.yaml"))
+    assert said.startswith(f"{path}.base_url: is ")
+    assert said.endswith("so the tier's key and all prompts travel unencrypted; write https://")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        changed(FAR, f"{FAR}, base_url: 'https://api.example.org/v1'"),
+        changed(FAR, f"{FAR}, base_url: 'http://127.0.0.1:9000/v1'"),
+        changed(FAR, f"{FAR}, base_url: 'http://[::1]:9000/v1'"),
+        changed(GPU, "base_url: 'http://gpu.example.org:8000/v1'"),
+        changed(GPU, "base_url: 'http://192.168.1.7:8000/v1', api_key: sk"),
+        changed(GPU, "base_url: 'http://vllm:8000/v1', api_key: sk"),
+        changed(GPU, "base_url: 'http://gpu.home.arpa:8000/v1', api_key: sk"),
+    ],
+)
+def test_no_warning_without_a_key_or_near_by(text: str) -> None:
+    """With TLS, on this machine, without a key, and for an engine on the local network."""
+    assert warnings(parse(text, {}, "home.yaml")) == []
 
 
 def test_a_file_without_oddities_has_no_notes() -> None:

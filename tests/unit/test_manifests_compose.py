@@ -52,6 +52,24 @@ def test_services_are_confined_and_come_back(services: dict[str, Any]) -> None:
     assert [name for name in services if services[name].get("user") == "0"] == ["nats-users"]
 
 
+def test_only_its_worker_reaches_an_engine(services: dict[str, Any]) -> None:
+    """Engines ask for no key, and NATS is for those with a seed: each has a network of its own."""
+    members: dict[str, set[str]] = {}
+    for name, service in services.items():
+        for network in service.get("networks", ["default"]):
+            members.setdefault(network, set()).add(name)
+    assert members["ollama"] == {"ollama", "worker-ollama"}
+    assert members["vllm"] == {"vllm", "worker-vllm"}
+    assert members["bus"] == {"nats", *OURS}
+    assert not members["default"] & {"nats", "ollama", "vllm"}
+    assert read("compose.yaml")["networks"]["bus"] == {"internal": True}
+    for name in ("ollama", "vllm"):
+        assert "ports" not in services[name]
+        assert "ipc" not in services[name]
+        assert services[name]["cap_drop"] == ["ALL"]
+        assert services[name]["security_opt"] == ["no-new-privileges:true"]
+
+
 def test_no_secret_stands_in_the_file(services: dict[str, Any]) -> None:
     """Secrets come from .env, whose example names every variable that is used and holds no secret."""
     text = (ROOT / "compose.yaml").read_text()

@@ -30,6 +30,7 @@ from tierfall.errors import (
 )
 from tierfall.worker.backend import Ask, Progress
 from tierfall_worker_ollama import OllamaBackend
+from tierfall_worker_ollama.library import VERSION_EVERY_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -397,3 +398,99 @@ async def test_closing_the_generator_closes_the_connection(
     await until(ollama.chats[0].closed.is_set)
     await until(lambda: ollama.open_connections == 0)
     await until(lambda: asyncio.all_tasks() <= before)
+
+
+# Its version
+
+
+async def test_the_version_is_asked_for_seldom(ollama: FakeOllama, backend: OllamaBackend) -> None:
+    """At the start, and again when Ollama was away: another one may have come back."""
+    ollama.version = "0.12.3"
+    for _ in range(3):
+        assert (await backend.probe()).engine == "Ollama 0.12.3"
+    assert len(ollama.to("/api/version")) == 1
+    await ollama.stop()
+    assert (await backend.probe()).engine == ""
+    ollama.version = "0.40.2"
+    async with ollama:
+        assert (await backend.probe()).engine == "Ollama 0.40.2"
+
+
+async def test_an_update_between_two_probes_is_seen(
+    ollama: FakeOllama, backend: OllamaBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ollama restarts faster than probes come, so it is asked again after a while."""
+    ollama.version = "0.12.3"
+    assert (await backend.probe()).engine == "Ollama 0.12.3"
+    ollama.version = "0.40.2"
+    now = asyncio.get_running_loop().time()
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now + VERSION_EVERY_S + 1)
+    health = await backend.probe()
+    assert (health.state, health.engine) == ("up", "Ollama 0.40.2")
+
+
+@pytest.mark.parametrize("version", [None, "", "<html>"])
+async def test_an_unknown_version_changes_nothing(
+    ollama: FakeOllama, backend: OllamaBackend, version: str | None
+) -> None:
+    """A server that does not say, or says nonsense, is as healthy as before."""
+    ollama.version = version
+    for _ in range(2):
+        health = await backend.probe()
+        assert (health.state, health.engine) == ("up", "")
+    assert len(ollama.to("/api/version")) == 1
+
+
+LONG = "word " * 3000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"options": {"num_ctx": 4500}},
+        {"tools": [{"type": "function", "function": {"name": "look", "description": LONG}}]},
+    ],
+)
+async def test_an_old_ollama_gets_nothing_that_it_would_cut(
+    ollama: FakeOllama, backend: OllamaBackend, body: dict[str, Any]
+) -> None:
+    """It is refused as too long, so that the ladder finds a larger window, and nothing is sent."""
+    ollama.version = "0.12.3"
+    await backend.probe()
+    content = "Hi" if "tools" in body else LONG
+    with pytest.raises(ContextLengthExceeded, match="would cut them without an error") as caught:
+        await items(backend, ask(messages=[{"role": "user", "content": content}], **body))
+    assert caught.value.param == "messages"
+    assert ollama.chats == []
+
+
+async def test_the_window_of_a_loaded_model_counts(ollama: FakeOllama, backend: OllamaBackend) -> None:
+    """``OLLAMA_CONTEXT_LENGTH`` may have made it larger than Ollama's own; the request's wish beats both."""
+    ollama.version, ollama.window = "0.12.3", 8192
+    await backend.probe()
+    long = [{"role": "user", "content": LONG}]
+    await items(backend, ask(messages=long))
+    assert len(ollama.chats) == 1
+    with pytest.raises(ContextLengthExceeded):
+        await items(backend, ask(messages=long, options={"num_ctx": 4096}))
+
+
+@pytest.mark.parametrize(
+    ("version", "body"),
+    [
+        ("0.12.6", {}),
+        (None, {}),
+        ("0.12.3", {"options": {"num_ctx": 8192}}),
+        ("0.12.3", {"truncate": True}),
+        ("0.12.3", {"messages": [{"role": "user", "content": [PIXEL, {"type": "text", "text": "Hi"}]}]}),
+    ],
+)
+async def test_what_would_not_be_cut_is_sent(
+    ollama: FakeOllama, backend: OllamaBackend, version: str | None, body: dict[str, Any]
+) -> None:
+    """A newer Ollama judges itself; a larger window, the client's own wish, and images are no reason."""
+    ollama.version, ollama.capabilities = version, ["completion", "vision"]
+    await backend.probe()
+    await items(backend, ask(**{"messages": [{"role": "user", "content": LONG}], **body}))
+    assert len(ollama.chats) == 1

@@ -8,6 +8,8 @@ from fastapi import Header
 from fastapi.responses import JSONResponse, Response
 from prometheus_client.exposition import choose_encoder
 
+from tierfall.engines import advice
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
@@ -112,6 +114,8 @@ def tier_report(services: Services, name: str) -> dict[str, Any]:
                 "state": beat.backend,
                 "reason": beat.reason,
                 "models": list(beat.models),
+                "engine": beat.engine,
+                "advice": advice(beat.engine),
             }
             for beat in standing.workers
         ],

@@ -27,12 +27,14 @@ from tierfall_worker_ollama.library import Library
 from tierfall_worker_ollama.pull import Puller
 from tierfall_worker_ollama.refusal import explain, not_pulled
 from tierfall_worker_ollama.request import native_request
+from tierfall_worker_ollama.window import refuse_cut
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
     from tierfall.bus import Bus
     from tierfall.config.schema import Config, Tier
+    from tierfall.protocol.presence import BackendState
     from tierfall.worker.backend import Ask
     from tierfall_worker_ollama.request import NativeRequest
 
@@ -100,13 +102,18 @@ class OllamaBackend:
             await self._library.look()
         except BackendFault as error:
             self._slow_probes += 1
-            return self._health if self._slow_probes < SLOW_PROBES else Health("down", error.message)
+            return self._health if self._slow_probes < SLOW_PROBES else self._down(error.message)
         except BackendError as error:
-            return Health("down", error.message)
+            return self._down(error.message)
         except (StatusRefusal, msgspec.DecodeError):
-            return Health("down", f"what listens at tiers.{self._name}.base_url does not speak Ollama's API")
+            return self._down(f"what listens at tiers.{self._name}.base_url does not speak Ollama's API")
         self._slow_probes = 0
+        await self._library.look_at_version()
         return self._judge()
+
+    def _down(self, reason: str) -> Health:
+        self._library.forget_version()
+        return Health("down", reason)
 
     def _judge(self) -> Health:
         missing = self._library.missing
@@ -120,18 +127,25 @@ class OllamaBackend:
             ]
         reason = "; ".join(filter(None, reasons))
         if not self._library.useless:
-            return Health("up", reason, self._library.names)
-        return Health("loading" if self._tier.pull else "down", reason, self._library.names)
+            return Health("up", reason, self._library.names, self._library.engine)
+        state: BackendState = "loading" if self._tier.pull else "down"
+        return Health(state, reason, self._library.names, self._library.engine)
 
     def chat(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
         """One request over ``/api/chat``; see :meth:`_generate`."""
         native = native_request(ask, self._tier)
+        self._refuse_cut(ask, native, "messages")
         return self._generate("/api/chat", ask, native, Answer(logprobs=native.logprobs))
 
     def complete(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
         """One request over ``/api/generate``; see :meth:`_generate`."""
         native = native_completion(ask, self._tier)
+        self._refuse_cut(ask, native, "prompt")
         return self._generate("/api/generate", ask, native, TextAnswer(logprobs=native.logprobs))
+
+    def _refuse_cut(self, ask: Ask, native: NativeRequest, field: str) -> None:
+        library = self._library
+        refuse_cut(native.payload, library.engine, library.window(ask.backend_model), field)
 
     async def embed(self, ask: Ask) -> AsyncGenerator[bytes | Progress, None]:
         """One request over ``/api/embed``, which answers once all of it is embedded.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tierfall.engines import LLAMA_CPP, VLLM, engine_of
 from tierfall.errors import BackendDown, BackendError
 from tierfall.worker import Health
 
@@ -48,6 +49,13 @@ class Flavour(enum.Enum):
     OTHER = ""
 
 
+_VERSIONS: Final = {
+    Flavour.VLLM: (VLLM, "/version", "version"),
+    Flavour.LLAMA_CPP: (LLAMA_CPP, "/props", "build_info"),
+}
+"""Where an engine tells its version: its name, the path, and the member of the answer."""
+
+
 class Engine:
     """The side of one engine that is not chat.
 
@@ -67,6 +75,8 @@ class Engine:
         self._has_health = True
         self._models: tuple[str, ...] = ()
         self._models_due = 0.0
+        self._name = ""
+        """The engine with its version; empty if unknown."""
         self.flavour = Flavour.OTHER
 
     async def probe(self) -> Health:
@@ -85,6 +95,7 @@ class Engine:
             self._was_up = True
         else:
             self._models_due = 0.0
+            self._name = ""
             self._has_health = True  # another engine may come up at the same address
         return self._last
 
@@ -104,8 +115,22 @@ class Engine:
                 return self._unwell(reply, "/v1/models")
             self._models = _names(reply.json)
             self.flavour = _flavour(reply.json)
+            await self._look_at_version()
             self._models_due = time.monotonic() + MODELS_EVERY_S
-        return Health("up", self._hint(), self._models)
+        return Health("up", self._hint(), self._models, self._name)
+
+    async def _look_at_version(self) -> None:
+        """With the models, as an update may restart an engine between two probes; it may stay unknown."""
+        if self.flavour is Flavour.OTHER or not self._has_health:
+            self._name = ""
+            return
+        name, path, member = _VERSIONS[self.flavour]
+        try:
+            reply = await self._get(f"{self._root}{path}")
+        except (TimeoutError, BackendError):
+            return  # what is known of its health does not change by that
+        found = reply.json if reply.status == _OK else None
+        self._name = engine_of(name, found.get(member)) if isinstance(found, dict) else ""
 
     def _unwell(self, reply: Reply, path: str) -> Health:
         """503 means loading where the engine says so, or where it has not been up yet."""

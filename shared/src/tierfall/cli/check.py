@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from tierfall.config import EMBEDDED, CloudTier, load, notes
+from tierfall.config import EMBEDDED, CloudTier, load, notes, warnings
 from tierfall.config.check import secrets
 from tierfall.config.scalars import show_duration
 from tierfall.errors import ConfigError
@@ -60,11 +60,11 @@ def _report(config: Config) -> Iterator[str]:
     if not server.api_keys:
         yield ""
         yield "no client keys: whoever can reach this machine's loopback may ask"
-    said = notes(config)
-    if said:
-        yield ""
-        yield "notes"
-        yield from (f"  {note}" for note in said)
+    for title, said in (("warnings", warnings(config)), ("notes", notes(config))):
+        if said:
+            yield ""
+            yield title
+            yield from (f"  {line}" for line in said)
 
 
 def _quotas(config: Config) -> Iterator[list[str]]:

@@ -1,6 +1,6 @@
 """The config file: its shape, how it is read, what is checked, how a change of it is noticed."""
 
-from tierfall.config.check import notes, problems
+from tierfall.config.check import notes, problems, warnings
 from tierfall.config.load import load, parse
 from tierfall.config.schema import (
     EMBEDDED,
@@ -54,4 +54,5 @@ __all__ = [
     "notes",
     "parse",
     "problems",
+    "warnings",
 ]

@@ -1,6 +1,7 @@
 """What one key of the file alone cannot show: references, clocks against each other, doors left open.
 
-Problems make a config unusable. Notes are for its operator to read; ``tierfall check`` prints them.
+Problems make a config unusable. Warnings and notes are for its operator to read; ``tierfall check`` and
+``tierfall doctor`` print them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ KEY_NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 KEY_NAME_SAID: Final = "letters, digits, _ and -, with dots between"
 INBOX_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _WEB_SCHEMES: Final = ("http", "https")
+_LOCAL_NAMES: Final = (".local", ".lan", ".internal", ".home.arpa", ".svc", ".localhost")
+"""Ends of names that no public name server has."""
 _MAX_PORT: Final = 65535
 _MAX_REPLICAS: Final = 5
 """Of a JetStream stream."""
@@ -92,6 +95,11 @@ def notes(config: Config) -> list[str]:
     return said + _idle_credentials(config.nats) + _vain_budgets(config)
 
 
+def warnings(config: Config) -> list[str]:
+    """What works, and leaves a door open: one line each."""
+    return _keys_in_plain_text(config)
+
+
 def secrets(config: Config) -> Iterator[tuple[str, Secret]]:
     """Every secret that the file names, with its path."""
     for index, key in enumerate(config.server.api_keys):
@@ -114,6 +122,35 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _keys_in_plain_text(config: Config) -> list[str]:
+    """Backends that are sent a key without TLS, over more than this machine or its own network."""
+    said = []
+    for name, tier in config.tiers.items():
+        if isinstance(tier, OllamaTier):  # it has no key
+            continue
+        parts = urlsplit(tier.base_url)
+        if parts.scheme != "http":
+            continue
+        host = parts.hostname or ""
+        near_by = is_loopback(host) if isinstance(tier, CloudTier) else _is_local(host)
+        keys = tier.keys if isinstance(tier, CloudTier) else (tier.api_key,)
+        if not near_by and any(key or key.source for key in keys):
+            said.append(
+                f"{within('tiers', name)}.base_url: is {shown(tier.base_url)}, so the tier's key and all "
+                "prompts travel unencrypted; write https://"
+            )
+    return said
+
+
+def _is_local(host: str) -> bool:
+    """Whether a host is on this machine or its network: a private address, or a name that only it knows."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host.rstrip(".") or host.rstrip(".").endswith(_LOCAL_NAMES)
+    return address.is_private or address.is_link_local
 
 
 def _idle_credentials(nats: Nats) -> list[str]:

@@ -204,6 +204,8 @@ class TierBase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Requests that one ingress lets stand in line for this tier."""
     run: tuple[str, ...] = ()
     """A command that ``tierfall up`` starts and keeps alive beside the worker: the engine itself."""
+    extra_fields: Literal["pass", "refuse"] = "pass"
+    """What happens to fields of a request that OpenAI's API does not know; engines take many of them."""
 
     @property
     def kind(self) -> str:

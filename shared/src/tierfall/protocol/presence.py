@@ -35,6 +35,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The last beat of a worker that leaves in good order."""
     models: tuple[str, ...] = ()
     """What the backend says it serves, in its own names."""
+    engine: str = ""
+    """The engine and its version, ``Ollama 0.17.1``; empty if unknown."""
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -30,6 +30,8 @@ class Health(msgspec.Struct, frozen=True):
     state: BackendState
     reason: str = ""
     models: tuple[str, ...] = ()
+    engine: str = ""
+    """Name and version, ``Ollama 0.17.1``, as :mod:`tierfall.engines` writes them; empty if unknown."""
 
 
 class Progress(msgspec.Struct, frozen=True):

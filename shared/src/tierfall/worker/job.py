@@ -23,6 +23,7 @@ from tierfall.errors import (
 from tierfall.protocol.envelope import Count, Ending
 from tierfall.timelimit import TimeLimit
 from tierfall.worker.backend import Ask, Counting, Prefill, Progress
+from tierfall.worker.known_fields import refuse_unknown
 from tierfall.worker.operations import answer_for, chunk_stream, prefilled, run
 from tierfall.worker.sink import ResumedSink
 from tierfall.worker.tracing import CANCELLED, NO_TRACE, OK
@@ -71,6 +72,8 @@ class Job:
         reply: Reply,
         backend: Backend,
         trace: JobTrace = NO_TRACE,
+        *,
+        refuse_extra: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._envelope = envelope
@@ -84,6 +87,7 @@ class Job:
         self.ending: Ending | None = None
         self.first_output_s: float | None = None
         self._trace = trace
+        self._refuse_extra = refuse_extra
         self._cancelled_because = ""
 
     @property
@@ -161,6 +165,8 @@ class Job:
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"the body is not a JSON object: {error}") from None
         envelope = self._envelope
+        if self._refuse_extra:
+            refuse_unknown(members, envelope.operation)
         return Ask(
             request_id=envelope.request_id,
             model=envelope.model,

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from tierfall.engines import advice
 from tierfall.errors import BackendDown, ProviderRefused, TierBusy, TierfallError
 from tierfall.protocol import subjects
 from tierfall.protocol.envelope import unpack
@@ -82,6 +83,8 @@ class Station:
         self._trace = TierTrace(tracer, name, tier, worker, backend.base_url)
         self._loop = asyncio.get_running_loop()
         self._health = Health("down", "not probed yet")
+        self._advised: set[str] = set()
+        """The engines that the log has warned of: once for each version."""
         self._draining = False
         self._unsent: set[int] = set()
         self._full_at = float("-inf")
@@ -163,7 +166,8 @@ class Station:
         reply = Reply(self._outbox, reply_to, envelope.stream, envelope.window, forget)
         grant = reply.grant_body if envelope.body_on_credit else None
         body = IncomingBody(self._intake, part, envelope.body_size, grant)
-        job = Job(envelope, body, reply, self._backend, self._trace.begin(envelope))
+        trace, refuse_extra = self._trace.begin(envelope), self._tier.extra_fields == "refuse"
+        job = Job(envelope, body, reply, self._backend, trace, refuse_extra=refuse_extra)
         self._jobs[job.stream] = job
         self._unsent.add(job.stream)
         self.in_flight += 1
@@ -252,6 +256,9 @@ class Station:
                 health.reason and f": {health.reason}",
             )
             self.beat()
+        if health.engine not in self._advised and (said := advice(health.engine)):
+            self._advised.add(health.engine)
+            _log.warning("tier %s: %s", self.name, said)
 
     def beat(self, *, gone: bool = False) -> None:
         """Tells the ingresses how this worker is."""
@@ -268,5 +275,6 @@ class Station:
             draining=self._draining,
             gone=gone,
             models=self._health.models,
+            engine=self._health.engine,
         )
         self._bus.publish(subjects.presence(self.name, self._worker), pack_beat(beat))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tierfall.cli.doctor.finding import Finding, Level
-from tierfall.config import load, notes
+from tierfall.config import load, notes, warnings
 from tierfall.config.check import secrets
 from tierfall.errors import ConfigError
 
@@ -50,7 +50,7 @@ def _rest(config: Config) -> Iterator[Finding]:
             told.add(path)
             text = f"{path}: {secret.source} is not set in this shell"
             yield Finding(Level.WARN, "secret", text, f"export {secret.source}=...")
-    for note in notes(config):
+    for note in (*warnings(config), *notes(config)):
         if note.partition(": ")[0] not in told:
             yield Finding(Level.WARN, "config", note)
 

@@ -6,9 +6,9 @@ import asyncio
 import shlex
 import time
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from tierfall.cli.doctor import nats
+from tierfall.cli.doctor import nats, tiers
 from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.cli.doctor.http import Answer, Unreachable, ask
 from tierfall.cli.up.report import base_url
@@ -101,8 +101,8 @@ class Ingress:
             )
 
     def _health(self, health: Answer, beats: Mapping[str, Sequence[Beat]]) -> Iterator[Finding]:
-        tiers = health.json.get("tiers")
-        for name, tier in tiers.items() if isinstance(tiers, dict) else ():
+        listed = health.json.get("tiers")
+        for name, tier in listed.items() if isinstance(listed, dict) else ():
             if tier.get("state") == "up":
                 self.live.add(name)
             if tier.get("benched"):
@@ -113,6 +113,8 @@ class Ingress:
             if tier.get("state") == "no_workers" and beats.get(name):
                 text = "has workers that the ingress does not see: it is connected to another NATS"
                 yield Finding(Level.FAIL, f"tier {name}", text, f"curl {self.url}/health")
+            if not beats:  # else the workers themselves have said it
+                yield from tiers.engines(name, _engines(tier))
 
     def _absent(self, reason: str) -> Finding:
         command = f"tierfall-ingress --config {shlex.quote(str(self._path))}"
@@ -122,6 +124,12 @@ class Ingress:
 
     async def _get(self, path: str, key: str = "") -> Answer:
         return await asyncio.to_thread(ask, f"{self.url}{path}", key=key, timeout_s=ASK_S)
+
+
+def _engines(tier: dict[str, Any]) -> list[str]:
+    """What ``/health`` says of a tier's engines."""
+    workers = tier.get("workers")
+    return [str(worker.get("engine", "")) for worker in workers] if isinstance(workers, list) else []
 
 
 def _clock(answer: Answer) -> Iterator[Finding]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.config import CloudTier, OllamaTier
+from tierfall.engines import advice
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tierfall.config import Config, Tier
@@ -41,6 +42,7 @@ def examine(config: Config, beats: Mapping[str, Sequence[Beat]], path: Path) -> 
         bad = Level.FAIL if name in needed else Level.WARN
         yield _tier(name, tier, beats.get(name, ()), path, bad)
         yield from _missing_models(name, config, beats.get(name, ()))
+        yield from engines(name, (beat.engine for beat in beats.get(name, ())))
     for name in sorted(beats.keys() - config.tiers.keys()):
         for beat in beats[name]:
             text = f"{beat.worker} serves it, and this config has no such tier: it runs on another file"
@@ -84,6 +86,13 @@ def _missing_models(name: str, config: Config, beats: Sequence[Beat]) -> Iterato
                     f"ollama pull {model.backend_model}" if isinstance(tier, OllamaTier) else _look_at(tier)
                 )
                 yield Finding(Level.WARN, f"tier {name}", text, command)
+
+
+def engines(tier: str, found: Iterable[str]) -> Iterator[Finding]:
+    """One finding for each version of an engine that lacks something."""
+    for engine in dict.fromkeys(found):
+        if said := advice(engine):
+            yield Finding(Level.WARN, f"tier {tier}", said)
 
 
 def _lists(model: str, listed: Sequence[str]) -> bool:
