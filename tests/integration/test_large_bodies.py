@@ -122,3 +122,13 @@ async def test_a_body_that_does_not_come_fails_the_attempt(monkeypatch: pytest.M
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "body_lost")
         assert answer.headers["x-tierfall-attempts"] == "a=body_lost;a=body_lost"
         assert not backend.asks
+
+
+async def test_a_client_that_hangs_up_behind_a_large_body_is_noticed() -> None:
+    """The connection is read again once the body is there, or its end would not be seen."""
+    backend = ScriptedBackend([[60.0]])
+    async with Stack(CONFIG, {"a": backend}) as stack:
+        async with RawClient(stack.url) as client:
+            await client.send(chat_request({**ASK, "padding": "x" * 8 * MIB}))
+            await until(lambda: backend.running == 1)
+        await until(lambda: not backend.running)

@@ -150,6 +150,8 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._tail = b""
         super().on_message_complete()
+        if len(self.pipeline) <= MAX_PIPELINED:
+            self.flow.resume_reading()  # a large body paused it: the client's hang-up would not be seen
 
     def pause_writing(self) -> None:
         """The client reads slower than it is written to."""
