@@ -152,6 +152,29 @@ async def test_a_closed_connection_is_replaced(pool: HttpPool, header: bytes) ->
         await pool.close()
 
 
+async def test_a_connection_passes_to_the_next_request_at_once(
+    pool: HttpPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before the task that asked first has woken to see its answer."""
+    answered = asyncio.Event()
+    original = connection.Connection.data_received
+
+    def data_received(self: connection.Connection, data: bytes) -> None:
+        answered.set()  # the second task wakes before the first one
+        original(self, data)
+
+    monkeypatch.setattr(connection.Connection, "data_received", data_received)
+
+    async def second() -> bytes:
+        await answered.wait()
+        return await body_of(pool, server.url)
+
+    async with Server() as server:
+        assert await asyncio.gather(body_of(pool, server.url), second()) == [b"hello", b"hello"]
+        await pool.close()
+        assert server.connections == 1
+
+
 async def test_a_kept_connection_that_dies_unheard_is_replaced(pool: HttpPool) -> None:
     """An idempotent request that a kept connection swallowed goes out again on a new one."""
     async with Server([HELLO], [None], [HELLO]) as server:

@@ -134,8 +134,6 @@ class Connection(asyncio.Protocol):
         except asyncio.CancelledError:
             self.abort()
             raise
-        finally:
-            self._head = None  # its error's traceback holds this frame, and so the message
 
     def claim(self) -> bool:
         """Takes the connection out of its idleness; False if it is closed, or about to be."""
@@ -226,8 +224,8 @@ class Connection(asyncio.Protocol):
         sized = "content-length" in self._headers or "chunked" in self._headers.get("transfer-encoding", "")
         self._until_close = not sized
         self._response = Response(self, status, self._headers)
-        if self._head is not None and not self._head.done():
-            self._head.set_result(self._response)
+        if (head := self._take_head()) is not None:
+            head.set_result(self._response)
 
     def on_body(self, body: bytes) -> None:
         """Bytes of the body."""
@@ -248,10 +246,15 @@ class Connection(asyncio.Protocol):
         if self._expiry is None:
             self.abort()
 
+    def _take_head(self) -> asyncio.Future[Response] | None:
+        """What waits for the head, once: kept, its error would hold the request by the traceback."""
+        head, self._head = self._head, None
+        return None if head is None or head.done() else head
+
     def _fail(self, reason: str) -> None:
         self._parser = None
-        if self._head is not None and not self._head.done():
-            self._head.set_exception(ConnectionBroken(reason))
+        if (head := self._take_head()) is not None:
+            head.set_exception(ConnectionBroken(reason))
         if self._response is not None:
             if not self._response.whole:
                 self._response.end(reason)
