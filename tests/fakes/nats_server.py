@@ -34,16 +34,18 @@ class NatsServer:
     Args:
         config: Text appended to the server's config (permissions, limits).
         jetstream: Whether to switch JetStream on, with its store in the server's own folder.
+        greets: Whether it says something before the client does; with TLS first it does not.
 
     Usable as an async context manager; its folder is deleted by :meth:`close`.
     """
 
-    def __init__(self, config: str = "", *, jetstream: bool = False) -> None:
+    def __init__(self, config: str = "", *, jetstream: bool = False, greets: bool = True) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="nats-server-")
         self._path = Path(self._folder.name)
         self._process: subprocess.Popen[bytes] | None = None
         self.config = config
         self._jetstream = jetstream
+        self._greets = greets
         self.port = 0
         """0 until the first start; the same ever after."""
 
@@ -154,7 +156,7 @@ class NatsServer:
         except OSError:
             return False
         try:
-            return (await reader.readline()).startswith(b"INFO ")
+            return not self._greets or (await reader.readline()).startswith(b"INFO ")
         finally:
             writer.close()
             await writer.wait_closed()

@@ -430,6 +430,10 @@ class BusDown(BusError):
     code = "bus_down"
 
 
+class BusUnfit(BusDown):
+    """A NATS server that must not or cannot be used: no TLS, a wrong certificate, too small messages."""
+
+
 class PayloadTooLarge(BusError):
     """A message above the server's ``max_payload``, refused before it is sent."""
 

@@ -18,7 +18,7 @@ from tierfall.bus.service import Service
 from tierfall.bus.subscription import Subscription, check_subscription
 from tierfall.bus.throttle import Throttle
 from tierfall.bus.wire import Wire
-from tierfall.errors import BusDown, PayloadTooLarge
+from tierfall.errors import BusDown, BusUnfit, PayloadTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -300,6 +300,8 @@ class Bus:
                         return await self._dialer.dial()
                     except BusDown as error:
                         failure = error
+                        if isinstance(error, BusUnfit):
+                            self._log_dial_failure(error)
                     await asyncio.sleep(_jittered(self._delay_s))
                     self._delay_s = min(2 * self._delay_s, RECONNECT_MAX_S)
         except TimeoutError:
@@ -380,9 +382,10 @@ class Bus:
         return None
 
     def _log_dial_failure(self, error: BusDown) -> None:
-        held = self._throttle.pass_("dial")
+        held = self._throttle.pass_(f"dial {type(error).__name__}")
         if held is not None:
-            logger.warning("%s; trying on (%d tries since the last such line)", error.message, held)
+            level = logging.ERROR if isinstance(error, BusUnfit) else logging.WARNING
+            logger.log(level, "%s; trying on (%d tries since the last such line)", error.message, held)
 
     def _on_callback_error(self, error: BaseException) -> None:
         self.counters.callback_errors += 1

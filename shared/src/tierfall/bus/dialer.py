@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from tierfall.bus import nkey
-from tierfall.bus.client import NatsError
-from tierfall.errors import BusDown
+from tierfall.bus.wire import TlsRefused
+from tierfall.config.schema import NatsTls
+from tierfall.errors import BusDown, BusUnfit
+from tierfall.tls import ClientTls, TlsFileError, client_tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +25,8 @@ T = TypeVar("T")
 SCHEMES: Final = frozenset({"nats", "tls"})
 DIAL_TIMEOUT_S: Final = 6.0
 """For one round over all servers."""
+MIN_PAYLOAD_BYTES: Final = 64 * 1024
+"""Of a server's ``max_payload``. An envelope and its reserves take up to 20 KiB of each message."""
 
 
 class Dialer:
@@ -40,8 +45,12 @@ class Dialer:
         self._configured = [_checked(url) for url in options.servers.split(",") if url.strip()]
         if not self._configured:
             raise BusDown("no NATS server is configured: set nats.url")
-        self._discovered: set[str] = set()
+        self._discovered: dict[str, str] = {}
+        self._latest: Wire | None = None
         self._options = options
+        self._tls = options.tls
+        if self._tls is None and any(urlsplit(url).scheme == "tls" for url in self._configured):
+            self._tls = NatsTls()
         key = self._credentials().get("public_nkey")
         own = nkey.inbox_prefix(key) if key else nkey.PLAIN_INBOX
         self.inbox_prefix = options.inbox_prefix or own
@@ -56,20 +65,47 @@ class Dialer:
 
         Raises:
             BusDown: None of them let us in; the message says why, without credentials.
+        BusUnfit: The last one that was tried has no TLS although it is required, or a certificate that is
+            refused, or a ``max_payload`` that is too small.
         """
+        self._learn()
         wire = self._new_wire()
+        servers = dict.fromkeys(self._configured, "") | self._discovered
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
-                await wire.open([*self._configured, *sorted(self._discovered)], **self._credentials())
-        except (OSError, NatsError, ValueError) as error:
+                await wire.open(servers, encryption=self._encryption(), **self._credentials())
+        except BusDown:
+            raise
+        except Exception as error:  # what a foreign server says may break nats-py anywhere
             reason = wire.failure or str(error) or type(error).__name__
-            raise BusDown(f"cannot connect to NATS at {self.servers}: {reason}") from error
-        known = {_host_and_port(url) for url in self._configured}
-        for url in wire.discovered_servers:
-            address = f"{url.hostname}:{url.port}"
-            if address not in known:
-                self._discovered.add(f"{url.scheme}://{address}")
+            kind = BusUnfit if isinstance(error, TlsRefused | ssl.SSLError) else BusDown
+            raise kind(f"cannot connect to NATS at {self.servers}: {reason}") from error
+        if wire.max_payload < MIN_PAYLOAD_BYTES:
+            await wire.shut()
+            raise BusUnfit(
+                f"cannot use NATS at {wire.server}: its max_payload is {wire.max_payload} bytes, "
+                f"and at least {MIN_PAYLOAD_BYTES} are needed; set max_payload: 8MB in nats-server's config"
+            )
+        self._latest = wire
         return wire
+
+    def _learn(self) -> None:
+        """Takes up the servers that the last connection was told of, over its whole life."""
+        if self._latest is None:
+            return
+        known = {_host_and_port(url) for url in self._configured}
+        for url, name in self._latest.discovered.items():
+            if _host_and_port(url) not in known:
+                self._discovered[url] = name
+        self._latest = None
+
+    def _encryption(self) -> ClientTls | None:
+        if self._tls is None:
+            return None
+        try:
+            return client_tls(self._tls)
+        except TlsFileError as error:
+            raise BusDown(f"nats.tls.{error}") from None
 
     def _credentials(self) -> dict[str, Any]:
         """Who we are, for :meth:`tierfall.bus.wire.Wire.open`; files are read anew each time.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 if TYPE_CHECKING:
-    from tierfall.config.schema import Nats
+    from tierfall.config.schema import Nats, NatsTls
 
 
 class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +26,8 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Path of a credentials file (JWT and seed), read again at each connect."""
     nkey: str = ""
     """Path of a file with a user's nkey seed, read again at each connect."""
+    tls: NatsTls | None = None
+    """With it, as with a ``tls`` URL, a server without TLS is refused; files are read at each connect."""
     inbox_prefix: str = ""
     """When empty it follows from the nkey; without one it is ``_INBOX``."""
     connect_timeout_s: float = 10.0
@@ -40,6 +42,7 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
             token=nats.token.value,
             creds=nats.creds,
             nkey=nats.nkey,
+            tls=nats.tls,
             inbox_prefix=nats.inbox_prefix,
             connect_timeout_s=connect_timeout_s,
         )

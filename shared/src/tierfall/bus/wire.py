@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
+import ssl
 from typing import TYPE_CHECKING, Any, Final
 
-from tierfall.bus.client import Client
+from tierfall import tls
+from tierfall.bus.client import Client, NatsError
 from tierfall.bus.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tierfall.bus.message import Callback
+    from tierfall.tls import ClientTls
 
 NO_RESPONDERS: Final = b"NATS/1.0 503"
 PONG: Final = b"PONG\r\n"
@@ -33,6 +37,10 @@ HANDSHAKE_STEP_S: Final = 2
 PING_EVERY_S: Final = 5
 PINGS_UNANSWERED: Final = 2
 SHUT_TIMEOUT_S: Final = 1.0
+
+
+class TlsRefused(NatsError):
+    """TLS is required, and this server does not do it, or not with what we have."""
 
 
 class Wire(Client):
@@ -65,12 +73,22 @@ class Wire(Client):
         """The last error from the server that was no matter of permissions: if it closes, this is why."""
         self.failure = ""
         """The last thing that went wrong while connecting."""
+        self._encryption: ClientTls | None = None
+        self._certificate_names: dict[str, str] = {}
 
-    async def open(self, servers: list[str], *, public_nkey: str = "", **credentials: Any) -> None:
+    async def open(
+        self,
+        servers: Mapping[str, str],
+        *,
+        encryption: ClientTls | None = None,
+        public_nkey: str = "",
+        **credentials: Any,
+    ) -> None:
         """Connects to the first server of a random order that lets us in, trying each at most twice.
 
         Args:
-            servers: Their URLs.
+            servers: Their URLs, each with the name that its certificate must have, empty for the URL's own.
+            encryption: With it a server without TLS is refused before it gets a CONNECT.
             public_nkey: Whose signature ``signature_cb`` makes, where no JWT says it.
             credentials: For nats-py's ``connect``.
 
@@ -79,9 +97,13 @@ class Wire(Client):
         """
         # What nats-py would set itself with the nkeys package, of which there are no wheels.
         self._public_nkey = public_nkey or None
+        self._certificate_names = {url: name for url, name in servers.items() if name}
+        self._encryption = encryption
         try:
             await self.connect(
-                servers,
+                list(servers),
+                tls=encryption.context if encryption else None,
+                tls_handshake_first=encryption is not None and encryption.handshake_first,
                 error_cb=self._note_failure,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
@@ -91,11 +113,16 @@ class Wire(Client):
                 max_outstanding_pings=PINGS_UNANSWERED,
                 **credentials,
             )
+            if not self.is_connected:
+                raise NatsError("the server closed the connection, or did not answer, after CONNECT")  # noqa: TRY301 - as nats-py's own
         except BaseException:
             self.gone = True
             await self.shut()
             raise
         self._writer = self._stream_writer()
+        if self._is_tls():
+            # nats-py leaves it out, and asyncio warns of each connection that the server closes.
+            self._writer.transport.get_protocol()._over_ssl = True  # noqa: SLF001 - what StreamWriter.start_tls() does
         # Whatever ends one of these two tasks, the connection is of no use without it.
         for task in (self._reading_task, self._ping_interval_task):
             if task is not None:
@@ -106,6 +133,23 @@ class Wire(Client):
         """Host and port, without credentials."""
         url = self.connected_url
         return f"{url.hostname}:{url.port}" if url is not None else ""
+
+    @property
+    def discovered(self) -> dict[str, str]:
+        """The cluster's other servers, as far as the server named them; in the form of :meth:`open`'s."""
+        found: dict[str, str] = {}
+        current = self._current_server
+        if current is None:
+            return found
+        for url in self.discovered_servers:
+            try:
+                address = f"{url.scheme}://{url.hostname}:{url.port}"
+                # An address stands in few certificates: those of a cluster have the name we know it by.
+                named = current.tls_name or current.uri.hostname or ""
+                found[address] = named if _is_address(url.hostname) else ""
+            except ValueError:
+                continue  # a port that is none
+        return found
 
     def write(self, items: list[bytes], barriers: list[asyncio.Future[bool]]) -> int:
         """Hands over whole protocol lines; the n-th ``PING`` among them is answered to the n-th barrier.
@@ -155,7 +199,8 @@ class Wire(Client):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=SHUT_TIMEOUT_S)
-        if writer is not None:
+        # In an unfinished TLS handshake the stream's own protocol is out of use, and would wait for ever.
+        if writer is not None and isinstance(writer.transport.get_protocol(), asyncio.StreamReaderProtocol):
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(SHUT_TIMEOUT_S):
                     await writer.wait_closed()
@@ -165,7 +210,54 @@ class Wire(Client):
         return transport._io_writer if transport is not None else None  # noqa: SLF001 - see the module
 
     async def _note_failure(self, error: Exception) -> None:
-        self.failure = str(error) or type(error).__name__
+        self.failure = self._explained(error)
+
+    def _explained(self, error: Exception) -> str:
+        if isinstance(error, ssl.SSLError):
+            return tls.explain(error)
+        text = str(error) or type(error).__name__
+        if isinstance(error, TlsRefused):
+            return text
+        if self._server_info.get("tls_verify") and isinstance(error, ConnectionError):
+            return f"{text}: {tls.CERTIFICATE_REFUSED}"  # the server's reason is lost where it closes at once
+        if self._current_server is None or self._server_info:
+            return text
+        if self._encryption is not None and self._encryption.handshake_first:
+            return f"{text}: {tls.NOT_TLS_FIRST}"
+        return f"{text}: no greeting; a server that begins with TLS needs nats.tls.handshake_first: true"
+
+    def _is_tls(self) -> bool:
+        writer = self._stream_writer()
+        found = writer.get_extra_info("ssl_object") if writer is not None else None
+        # uvloop has one from the first byte of the handshake on; a version only at its end.
+        return found is not None and found.version() is not None
+
+    def _setup_server_pool(self, connect_url: Any) -> None:
+        super()._setup_server_pool(connect_url)
+        for url, server in zip(connect_url, self._server_pool, strict=True):
+            server.tls_name = self._certificate_names.get(url)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001,FBT002 - nats-py's signature
+        encryption = self._encryption
+        if initial_connection and encryption is not None:
+            if not encryption.handshake_first:
+                if not (info.get("tls_required") or info.get("tls_available")):
+                    raise TlsRefused("the server offers no TLS, so nothing was sent to it")
+                # nats-py begins TLS for this alone; a server that offers both takes it too.
+                info["tls_required"] = True
+                # This came in plain text. The server says it once more after CONNECT.
+                info.pop("connect_urls", None)
+            if info.get("tls_verify") and not encryption.has_certificate:
+                raise TlsRefused(tls.WANTS_CERTIFICATE)
+        await super()._process_info(info, initial_connection)
+
+    def _connect_command(self) -> bytes:
+        # The last moment before the token, or a signature, leaves.
+        if self._encryption is not None and not self._is_tls():
+            if self._server_info.get("tls_verify"):
+                raise TlsRefused(tls.CERTIFICATE_REFUSED)  # closed already, as soon as the handshake was over
+            raise TlsRefused("the connection is not encrypted, so nothing was sent on it")
+        return super()._connect_command()
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
@@ -201,3 +293,11 @@ class Wire(Client):
 
     async def _process_op_err(self, e: Exception) -> None:
         self.lose(str(e) or type(e).__name__)
+
+
+def _is_address(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True

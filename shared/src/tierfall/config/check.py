@@ -17,6 +17,7 @@ from tierfall.config.problem import Problem, within
 from tierfall.config.scalars import show_duration, shown
 from tierfall.config.schema import EMBEDDED, CloudTier, OllamaTier, Secret, VllmTier
 from tierfall.protocol.subjects import TIER_NAME
+from tierfall.tls import TlsFileError, client_tls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         Limits,
         Model,
         Nats,
+        NatsTls,
         Server,
         Tier,
     )
@@ -263,13 +265,33 @@ def _nats(nats: Nats) -> Iterator[Problem]:
                 f"{said} while the embedded server listens on {shown(nats.host)}, "
                 "which other machines can reach",
             )
+        if nats.tls is not None:
+            yield Problem("nats.tls", "is for a server that nats.url names; the embedded one offers no TLS")
         return
-    for address in nats.url.split(","):
-        parts = _split(address.strip())
+    if nats.tls is not None:
+        yield from _nats_tls(nats.tls)
+    yield from _nats_url(nats.url)
+
+
+def _nats_url(url: str) -> Iterator[Problem]:
+    addresses = [_split(address.strip()) for address in url.split(",")]
+    if {parts.scheme for parts in addresses if parts is not None} >= set(_NATS_SCHEMES):
+        yield Problem("nats.url", "mixes tls:// and nats://; write tls:// for all of them")
+    for parts in addresses:
         if parts is not None and (parts.username or parts.password):
             yield Problem("nats.url", "holds a user or password; put it into token or creds")
         elif parts is None or parts.scheme not in _NATS_SCHEMES or not parts.hostname:
-            yield Problem("nats.url", f"is {shown(nats.url)}, must be embedded, or nats://host:4222")
+            yield Problem("nats.url", f"is {shown(url)}, must be embedded, or nats://host:4222")
+
+
+def _nats_tls(tls: NatsTls) -> Iterator[Problem]:
+    if tls.key_file and not tls.cert_file:
+        yield Problem("nats.tls.key_file", "stands alone; name its certificate in nats.tls.cert_file")
+        return
+    try:
+        client_tls(tls)
+    except TlsFileError as error:
+        yield Problem(f"nats.tls.{error.key}", error.text)
 
 
 def _tier(name: str, tier: Tier) -> Iterator[Problem]:

@@ -167,6 +167,19 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cors_origins: tuple[str, ...] = ()
 
 
+class NatsTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """TLS towards NATS. Where this stands, even empty, no connection without TLS is used."""
+
+    ca_file: str = ""
+    """PEM file of the CAs that the server's certificate may be of; the system's when empty."""
+    cert_file: str = ""
+    """PEM file of our certificate, for a server with ``verify: true``."""
+    key_file: str = ""
+    """PEM file of its private key, without a password."""
+    handshake_first: bool = False
+    """Whether TLS begins before the server's greeting; the server must be set to it too."""
+
+
 class Nats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to reach NATS, or that ``tierfall up`` starts its own."""
 
@@ -183,6 +196,8 @@ class Nats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Path of a file with an nkey seed, as ``tierfall nats-config`` writes them."""
     inbox_prefix: str = ""
     """Where replies go; when empty it follows from the nkey."""
+    tls: NatsTls | None = None
+    """Needed for ``tls://`` only where the defaults do not fit; with ``nats://`` it makes TLS required."""
     replicas: int = 0
     """On how many servers of a cluster JetStream keeps what must last; 0: three in a cluster, else one."""
 
