@@ -12,7 +12,7 @@ from fakes.polling import until
 from tierfall.bus import Bus, BusOptions, Message
 from tierfall.bus import wire as wire_module
 from tierfall.bus.outbox import KEPT_BYTES
-from tierfall.errors import BusDown
+from tierfall.errors import BusDown, BusUnfit
 
 if TYPE_CHECKING:
     from fakes.buses import Buses
@@ -333,9 +333,14 @@ async def test_a_server_that_never_reads_is_given_up(
     assert (await bus.request("echo", b"x", timeout_s=WAIT_S)).data == b"x"
 
 
-async def test_cut_by_the_server_as_a_slow_consumer() -> None:
-    """A bus whose loop did not read for long is cut by the server, comes back, and others never noticed."""
-    async with NatsServer("max_pending: 1048576\nwrite_deadline: 100ms") as server:
+@pytest.mark.parametrize(
+    "limit",
+    ["max_pending: 1MB\nwrite_deadline: 10s", "max_pending: 100MB\nwrite_deadline: 100ms"],
+    ids=["max_pending", "write_deadline"],
+)
+async def test_cut_by_the_server_as_a_slow_consumer(limit: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A bus that did not read for long is cut by the server, counts it and says so; others never noticed."""
+    async with NatsServer(limit) as server:
         slow = await Bus.connect(BusOptions(servers=server.url, name="slow"))
         other = await Bus.connect(BusOptions(servers=server.url, name="other"))
         await slow.subscribe("flood", lambda _: None)
@@ -349,9 +354,57 @@ async def test_cut_by_the_server_as_a_slow_consumer() -> None:
         connection._writer.transport.resume_reading()
         await until(lambda: slow.counters.reconnects >= 1 and slow.connected)
         await works_both_ways(slow, other)
-        assert other.counters.reconnects == 0
+        assert (slow.counters.slow_consumer, slow.counters.reconnects) == (1, 1)
+        assert f"NATS at 127.0.0.1:{server.port} cut the connection off" in caplog.text
+        assert (other.counters.slow_consumer, other.counters.reconnects) == (0, 0)
         await slow.close()
         await other.close()
+
+
+async def test_a_killed_server_made_no_slow_consumer(nats_server: NatsServer, bus_factory: Buses) -> None:
+    """A server that is killed with messages on their way, and comes back, has not cut anybody off."""
+    bus, other = await bus_factory(), await bus_factory()
+    await bus.subscribe("flood", lambda _: None)
+    wire = wire_of(bus)
+    wire._writer.transport.pause_reading()
+    for _ in range(200):
+        other.publish("flood", bytes(64 * 1024))
+    await other.flush()
+    await nats_server.kill()
+    wire._writer.transport.resume_reading()
+    await until(lambda: not bus.connected)
+    assert wire.cut_short
+    await nats_server.start()
+    await until(lambda: bus.connected)
+    assert (bus.counters.slow_consumer, bus.counters.reconnects) == (0, 1)
+
+
+@pytest.mark.parametrize("limit", [4096, 8192, 65535])
+async def test_a_limit_that_is_too_small_is_refused(limit: int) -> None:
+    """A ``max_payload`` that no envelope would fit into is refused at the connect, with what to change."""
+    async with NatsServer(f"max_payload: {limit}\nmax_pending: 1MB") as server:
+        with pytest.raises(BusUnfit) as caught:
+            await Bus.connect(BusOptions(servers=server.url, name="t", connect_timeout_s=0.5))
+    assert f"its max_payload is {limit} bytes, and at least 65536 are needed" in caught.value.message
+    assert "set max_payload: 8MB in nats-server's config" in caught.value.message
+
+
+async def test_a_limit_that_shrank_too_far(
+    nats_server: NatsServer, bus_factory: Buses, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that comes back with too small a limit is refused, logged, and tried until it is mended."""
+    bus = await bus_factory()
+    await echoing(bus)
+    await nats_server.kill()
+    nats_server.config = "max_payload: 8192"
+    await nats_server.start()
+    await until(lambda: "its max_payload is 8192 bytes" in caplog.text)
+    assert not bus.connected
+    await nats_server.kill()
+    nats_server.config = "max_payload: 65536"
+    await nats_server.start()
+    await until(lambda: bus.connected)
+    assert (await bus.request("echo", b"x", timeout_s=WAIT_S)).data == b"x"
 
 
 async def test_close_while_the_server_is_gone(nats_server: NatsServer, bus_factory: Buses) -> None:

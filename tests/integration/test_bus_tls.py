@@ -14,7 +14,8 @@ from fakes.certificates import Authority
 from fakes.nats_server import NatsServer
 from fakes.polling import until
 from fakes.processes import free_port
-from tierfall.bus import Bus, BusOptions, nkey
+from tierfall.bus import Bus, BusOptions
+from tierfall.bus import nkey as nkeys
 from tierfall.bus import wire as wire_module
 from tierfall.config import NatsTls
 from tierfall.errors import BusDown, BusUnfit
@@ -78,9 +79,9 @@ async def connected(servers: str, tls: NatsTls | None = None, **options: Any) ->
     return await Bus.connect(BusOptions(servers=servers, name="t", tls=tls, **options))
 
 
-async def refused(servers: str, tls: NatsTls | None = None, **options: Any) -> str:
+async def refused(servers: str, tls: NatsTls | None = None, *, token: str = TOKEN, nkey: str = "") -> str:
     """Why one round over the servers ends without a connection."""
-    bus = Bus(BusOptions(servers=servers, name="t", tls=tls, **({"token": TOKEN} | options)))
+    bus = Bus(BusOptions(servers=servers, name="t", tls=tls, token=token, nkey=nkey))
     with pytest.raises(BusDown) as caught:
         await bus._dialer.dial()
     await bus.close()
@@ -105,7 +106,7 @@ async def test_a_server_without_tls_hears_nothing(scheme: str, tls: NatsTls | No
 async def test_no_signature_leaves_either(tmp_path: Path) -> None:
     """A nonce is not signed for a server without TLS, which could log in with it elsewhere."""
     seed = tmp_path / "nkey"
-    seed.write_text(f"{nkey.new_seed()}\n")
+    seed.write_text(f"{nkeys.new_seed()}\n")
     fake = Eavesdropper(auth_required=True, nonce="abc")
     async with fake.serving():
         assert NO_TLS in await refused(f"tls://localhost:{fake.port}", token="", nkey=str(seed))

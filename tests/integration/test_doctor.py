@@ -83,6 +83,17 @@ def stack(gpu: ScriptedBackend | None, cpu: ScriptedBackend | None, **options: A
     return Stack(CONFIG, backends, environ=ENVIRON, **options)
 
 
+async def test_a_server_that_cannot_be_used(path: Path) -> None:
+    """Too small a ``max_payload``, and no TLS where it is asked for, are named with what to change."""
+    async with NatsServer("max_payload: 8192") as server:
+        small = await diagnose(path, server.url)
+    async with NatsServer() as server:
+        plain = await diagnose(path, server.url.replace("nats://", "tls://"))
+    for report, said in ((small, "its max_payload is 8192 bytes, and at least 65536"), (plain, "no TLS")):
+        assert report.status != 0
+        assert said in report.of("nats", "fail")[0]["text"]
+
+
 async def test_a_healthy_system_is_all_ok(path: Path) -> None:
     """Every check says ok, each tier answers one trial with its time and attempts, and no key is shown."""
     gpu, cpu = ScriptedBackend(), ScriptedBackend()

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from fakes.nats_server import NatsServer
 from fakes.polling import until
 from fakes.scripted import ScriptedBackend, chunk, says
 from fakes.stack import ASK, Stack
 from tierfall.bus import Bus, BusOptions
+from tierfall.bus.dialer import MIN_PAYLOAD_BYTES
 from tierfall.protocol import subjects
 from tierfall.protocol.frames import HEADER, Kind, encode
 from tierfall.worker import process as worker_process
@@ -154,6 +156,20 @@ async def test_a_large_answer_travels_in_parts(stack: Stack, backend: ScriptedBa
     backend.scripts.append([chunk(text, role="assistant"), chunk(finish="stop")])
     response = await stack.chat(stream=stream)
     assert text in response.text
+
+
+async def test_the_smallest_max_payload_is_enough(backend: ScriptedBackend) -> None:
+    """Bodies and answers of some hundred messages pass a server with the least ``max_payload`` allowed."""
+    text = "0123456789" * 150_000
+    backend.scripts.append([chunk(text, role="assistant"), chunk(finish="stop")])
+    async with (
+        NatsServer(f"max_payload: {MIN_PAYLOAD_BYTES}") as nats,
+        Stack(CONFIG, {"a": backend}, nats=nats) as stack,
+    ):
+        response = await stack.chat(messages=[{"role": "user", "content": text}])
+    assert response.status_code == 200
+    assert text in response.text
+    assert json.loads(bytes(backend.asks[0].body["messages"]))[0]["content"] == text
 
 
 async def test_a_slow_reader_bounds_what_is_piled_up(stack: Stack, backend: ScriptedBackend) -> None:

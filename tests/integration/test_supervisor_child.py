@@ -13,14 +13,24 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from fakes.polling import until
+from fakes.processes import free_port
+from tierfall.bus import Bus, BusOptions
 from tierfall.cli.up.child import Child, describe_ending
 from tierfall.cli.up.console import Console
 from tierfall.cli.up.keeper import Keeper
-from tierfall.cli.up.program import Program, Stage
+from tierfall.cli.up.nats import write_conf
+from tierfall.cli.up.program import Program, Stage, programs
+from tierfall.config import parse
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
+TIERS: Final = """
+nats: {port: PORT}
+tiers: {one: {worker: vllm, base_url: 'http://127.0.0.1:1/v1'}}
+models: {first: {tier: one, backend_model: m}}
+"""
 SLEEPS: Final = "print('ready', flush=True); import time; time.sleep(600)"
 
 
@@ -55,6 +65,10 @@ class Bench:
             hidden=re.compile(hidden) if hidden else None,
             environ=environ or {},
         )
+        return self.start_program(program)
+
+    def start_program(self, program: Program) -> Child:
+        """Starts a child that runs this."""
         child = Child(program, os.environ, Console(self._stream), self._keeper, backoff_first_s=0.02)
         self.children.append(child)
         child.start()
@@ -213,6 +227,30 @@ async def test_output_comes_whole_and_prefixed(bench: Bench) -> None:
     assert "child         | to stderr" in lines
     assert "child         | no end" in lines
     assert "chatter" not in bench.text
+
+
+async def test_a_client_that_nats_cuts_off_is_shown(bench: Bench, tmp_path: Path) -> None:
+    """nats-server's line of a slow consumer is shown, as a warning; its other information is not."""
+    port = free_port()
+    config = parse(TIERS.replace("PORT", str(port)), {}, "t.yaml")
+    conf = write_conf(config.nats, tmp_path)
+    conf.write_text(re.sub("max_pending: .*", "max_pending: 1MB", conf.read_text()))
+    bench.start_program(programs(config, tmp_path / "t.yaml", conf)["nats"])
+    slow = await Bus.connect(BusOptions(servers=config.nats.address, name="the slow one"))
+    quick = await Bus.connect(BusOptions(servers=config.nats.address, name="the quick one"))
+    await slow.subscribe("flood", lambda _: None)
+    assert slow._wire is not None
+    slow._wire._writer.transport.pause_reading()
+    while "Slow Consumer" not in bench.text:
+        quick.publish("flood", bytes(256 * 1024))
+        await quick.flush()
+    await slow.close()
+    await quick.close()
+    (line,) = [line for line in bench.text.splitlines() if "Slow Consumer" in line]
+    assert line.startswith("nats          | ")
+    assert "[WRN]" in line
+    assert "the slow one" in line
+    assert "[INF]" not in bench.text
 
 
 @pytest.mark.parametrize(

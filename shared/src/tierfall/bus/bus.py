@@ -358,6 +358,8 @@ class Bus:
             if lost is not None and lost.refusal:
                 self.counters.rebuilds += 1
             logger.info("connected to NATS again, at %s", wire.server)
+            if lost is not None and lost.cut_short:
+                self._note_cut(lost, wire)
             self._adopt(wire)
 
     async def _redial(self) -> Wire | None:
@@ -380,6 +382,21 @@ class Bus:
                 return wire
             await wire.shut()
         return None
+
+    def _note_cut(self, lost: Wire, wire: Wire) -> None:
+        """Counts a connection that ended as a slow consumer's does, unless its server was restarted.
+
+        nats-server tells a slow consumer nothing before it closes. Messages that were still on their way are
+        the one sign, and a server that was killed leaves it too; then another process answers there now.
+        """
+        if wire.is_same_process(lost) is False:
+            return
+        self.counters.slow_consumer += 1
+        logger.error(
+            "NATS at %s cut the connection off with messages still on their way, as it does when this side"
+            " reads too slowly: what was under way is lost. Its log has the limit, max_pending or write_deadline",
+            lost.server,
+        )
 
     def _log_dial_failure(self, error: BusDown) -> None:
         held = self._throttle.pass_(f"dial {type(error).__name__}")

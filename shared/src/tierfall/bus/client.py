@@ -14,8 +14,10 @@ if not _loaded:
 try:
     from nats.aio.client import Client
     from nats.errors import Error as NatsError
+    from nats.errors import UnexpectedEOF
+    from nats.protocol.parser import AWAITING_MSG_PAYLOAD, Parser
 finally:
     if not _loaded:
         del sys.modules["aiohttp"]
 
-__all__ = ["Client", "NatsError"]
+__all__ = ["AWAITING_MSG_PAYLOAD", "Client", "NatsError", "Parser", "UnexpectedEOF"]

@@ -18,11 +18,11 @@ import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 from tierfall import tls
-from tierfall.bus.client import Client, NatsError
+from tierfall.bus.client import AWAITING_MSG_PAYLOAD, Client, NatsError, Parser, UnexpectedEOF
 from tierfall.bus.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
     from tierfall.bus.message import Callback
     from tierfall.tls import ClientTls
@@ -37,10 +37,33 @@ HANDSHAKE_STEP_S: Final = 2
 PING_EVERY_S: Final = 5
 PINGS_UNANSWERED: Final = 2
 SHUT_TIMEOUT_S: Final = 1.0
+BACKLOG_BYTES: Final = 16 * 1024
+"""Mean size of the last reads that shows a backlog: nats-py reads up to 32 KiB at once, if it is there."""
+MEAN_SHIFT: Final = 3
+"""The mean is over some eight reads."""
 
 
 class TlsRefused(NatsError):
     """TLS is required, and this server does not do it, or not with what we have."""
+
+
+class _Parser(Parser):
+    """nats-py's parser, which also knows how much there was to read lately."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client)
+        self._mean_bytes = 0
+
+    def parse(self, data: bytes = b"") -> Coroutine[Any, Any, None]:
+        """As nats-py's."""
+        if data:
+            self._mean_bytes += (len(data) - self._mean_bytes) >> MEAN_SHIFT
+        return super().parse(data)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the bytes so far end in a backlog, or in the middle of a message."""
+        return self.state == AWAITING_MSG_PAYLOAD or bool(self.buf) or self._mean_bytes >= BACKLOG_BYTES
 
 
 class Wire(Client):
@@ -62,6 +85,7 @@ class Wire(Client):
         on_lost: Callable[[Wire, str], None],
     ) -> None:
         super().__init__()
+        self._ps: _Parser = _Parser(self)
         self._routes = routes
         self._on_error = on_error
         self._on_refusal = on_refusal
@@ -69,8 +93,12 @@ class Wire(Client):
         self._writer: Any = None
         """The stream itself: nats-py's own transport has no way to see how full it is."""
         self.gone = False
+        self.server = ""
+        """Host and port, without credentials, once it is open."""
         self.refusal = ""
         """The last error from the server that was no matter of permissions: if it closes, this is why."""
+        self.cut_short = False
+        """Whether the server ended it without an error, amid messages; so it ends slow consumers."""
         self.failure = ""
         """The last thing that went wrong while connecting."""
         self._encryption: ClientTls | None = None
@@ -119,6 +147,8 @@ class Wire(Client):
             self.gone = True
             await self.shut()
             raise
+        url = self.connected_url
+        self.server = f"{url.hostname}:{url.port}" if url is not None else ""
         self._writer = self._stream_writer()
         if self._is_tls():
             # nats-py leaves it out, and asyncio warns of each connection that the server closes.
@@ -128,11 +158,11 @@ class Wire(Client):
             if task is not None:
                 task.add_done_callback(lambda _: self.lose("the connection's task ended"))
 
-    @property
-    def server(self) -> str:
-        """Host and port, without credentials."""
-        url = self.connected_url
-        return f"{url.hostname}:{url.port}" if url is not None else ""
+    def is_same_process(self, other: Wire) -> bool | None:
+        """Whether both lead to one running server; ``None`` if to different addresses."""
+        if self.server != other.server:
+            return None
+        return bool(self._server_info.get("server_id") == other._server_info.get("server_id"))
 
     @property
     def discovered(self) -> dict[str, str]:
@@ -292,6 +322,8 @@ class Wire(Client):
         self._on_refusal(text)
 
     async def _process_op_err(self, e: Exception) -> None:
+        ended = isinstance(e, OSError | UnexpectedEOF) and not self.refusal
+        self.cut_short = ended and self._ps.is_behind
         self.lose(str(e) or type(e).__name__)
 
 

@@ -16,7 +16,7 @@ from tierfall.bus import Bus, BusOptions
 from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.config import EMBEDDED
 from tierfall.config.check import is_loopback
-from tierfall.errors import BusDown
+from tierfall.errors import BusDown, BusUnfit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -60,6 +60,8 @@ async def examine(config: Config, path: Path) -> tuple[Bus | None, list[Finding]
         return None, found
     try:
         bus = await Bus.connect(BusOptions.of(config.nats, "tierfall-doctor", CONNECT_S))
+    except BusUnfit as error:
+        return None, [*found, Finding(Level.FAIL, "nats", error.message)]  # it says itself what to change
     except BusDown as error:
         return None, [*found, Finding(Level.FAIL, "nats", *_refused(config.nats, error.message, greetings))]
     found += [_greeted(address, greeting) for address, greeting in greetings.items()]
@@ -136,7 +138,7 @@ def _greeted(address: str, greeting: dict[str, Any]) -> Finding:
 def _refused(nats: Nats, message: str, greetings: dict[str, dict[str, Any]]) -> tuple[str, str]:
     """What a server's refusal means, and what to do."""
     wants_auth = any(greeting.get("auth_required") for greeting in greetings.values())
-    if not any(greetings.values()):
+    if not any(greetings.values()) and not (nats.tls and nats.tls.handshake_first):
         return f"{message}. What listens there does not greet as a NATS server does", "tierfall check FILE"
     if wants_auth and not (nats.token or nats.creds or nats.nkey):
         return f"{message}. The server wants a token or a user, and the config has none", "set nats.token"

@@ -191,6 +191,8 @@ class Child:
 
     def _show(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip("\r")
+        if self.program.warned is not None and self.program.warned.search(text):
+            text = text.replace("[INF]", "[WRN]", 1)
         if self.program.hidden is None or not self.program.hidden.search(text):
             self._console.line(self.program.name, text)
 

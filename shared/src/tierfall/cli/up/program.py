@@ -22,7 +22,9 @@ WORKER_DRAIN_S: Final = 15.0
 ENGINE_STOP_S: Final = 10.0
 NATS_STOP_S: Final = 5.0
 
-NATS_CHATTER: Final = re.compile(r"\[INF\]|\[DBG\]|\[TRC\]")
+NATS_CUTS_OFF: Final = re.compile(r"Slow Consumer")
+"""nats-server gives these lines its level INF, although each of them is a client that it cut off."""
+NATS_CHATTER: Final = re.compile(rf"^(?!.*{NATS_CUTS_OFF.pattern}).*(\[INF\]|\[DBG\]|\[TRC\])")
 """nats-server has no level below which it is silent; warnings and errors are shown."""
 
 NATS_ENVIRON: Final = {"GOMAXPROCS": "1"}
@@ -53,6 +55,8 @@ class Program:
     """The config key that asked for it, for error messages."""
     hidden: re.Pattern[str] | None = None
     """Lines of its output that nobody needs."""
+    warned: re.Pattern[str] | None = None
+    """Lines that are shown as warnings, although the program calls them information."""
     environ: Mapping[str, str] = field(default_factory=dict)
     """Variables that it gets where they are not set already."""
 
@@ -75,6 +79,7 @@ def programs(config: Config, config_path: Path, nats_conf: Path) -> dict[str, Pr
                 stop_s=NATS_STOP_S,
                 key="nats.url",
                 hidden=NATS_CHATTER,
+                warned=NATS_CUTS_OFF,
                 environ=NATS_ENVIRON,
             )
         )
