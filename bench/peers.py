@@ -16,6 +16,7 @@ import msgspec
 from bench.backend import AT_ONCE, PACED, REFUSED, SILENT
 from bench.installs import install, version
 from bench.processes import Process, free_port, running, wait_for_port
+from tierfall.cli.up.nats import LIMITS
 from tierfall.cli.up.program import NATS_ENVIRON
 
 if TYPE_CHECKING:
@@ -165,12 +166,10 @@ models:
     fallbacks: [{at_once}]
     deadlines: {{first_token: {silence_ms:g}ms}}
 """
-NATS_CONFIG: Final = """\
+NATS_CONFIG: Final = f"""\
 host: 127.0.0.1
-port: {port}
-max_payload: 8MB
-max_pending: 64MB
-"""
+port: {{port}}
+{LIMITS}"""
 
 
 class Tierfall(msgspec.Struct, frozen=True, kw_only=True):

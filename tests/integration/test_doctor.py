@@ -14,6 +14,7 @@ from fakes.polling import until
 from fakes.scripted import ScriptedBackend, says
 from fakes.stack import ASK, Stack
 from tierfall.cli.doctor import Request, run
+from tierfall.cli.doctor import nats as doctor_nats
 from tierfall.cli.doctor.finding import Level
 from tierfall.cli.doctor.nats import compared
 from tierfall.errors import ProviderRefused, UnsupportedOperation
@@ -83,8 +84,9 @@ def stack(gpu: ScriptedBackend | None, cpu: ScriptedBackend | None, **options: A
     return Stack(CONFIG, backends, environ=ENVIRON, **options)
 
 
-async def test_a_server_that_cannot_be_used(path: Path) -> None:
+async def test_a_server_that_cannot_be_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too small a ``max_payload``, and no TLS where it is asked for, are named with what to change."""
+    monkeypatch.setattr(doctor_nats, "CONNECT_S", 0.5)
     async with NatsServer("max_payload: 8192") as server:
         small = await diagnose(path, server.url)
     async with NatsServer() as server:

@@ -118,7 +118,10 @@ def test_the_good_file_is_good() -> None:
         (nats("url: 'nats://a,http://b'"), "nats.url: is "),
         (nats("url: 'nats://a, tls://b'"), "nats.url: mixes tls:// and nats://; write tls:// for all"),
         (nats("tls: {}"), "nats.tls: is for a server that nats.url names; the embedded one offers no TLS"),
-        (nats("url: 'tls://a', tls: {key_file: /k}"), "nats.tls.key_file: stands alone; name its certificate"),
+        (
+            nats("url: 'tls://a', tls: {key_file: /k}"),
+            "nats.tls.key_file: stands alone; name its certificate",
+        ),
         (nats("url: 'tls://a', tls: {ca_file: /no}"), "nats.tls.ca_file: cannot read /no: No such file"),
         (nats("url: 'nats://u:p@a'"), "3: nats.url: holds a user or password; put it into token or creds"),
         (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import kubernetes_validate
 import pytest
@@ -299,16 +300,44 @@ def test_engines_serve_as_many_as_are_sent(config: Config) -> None:
 @pytest.mark.parametrize("overlay", ["base", "overlays/home-lab"])
 def test_nats_server_takes_its_config(tmp_path: Path, overlay: str) -> None:
     """nats-server itself reads the config, with the users that ``tierfall nats-config`` writes."""
+    folder = nats_folder(tmp_path, overlay)
+    checked = check_nats(folder, environ_of_nats(folder))
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_cluster_without_a_password_does_not_start(tmp_path: Path) -> None:
+    """Without the Secret ``nats-routes`` a server of the base does not start, and names the variable."""
+    checked = check_nats(nats_folder(tmp_path, "base"), {"POD_NAME": "nats-0"})
+    assert checked.returncode != 0
+    assert "NATS_ROUTE_PASSWORD" in checked.stderr
+
+
+def nats_folder(tmp_path: Path, overlay: str) -> Path:
+    """What a pod of NATS has in /etc/nats."""
     nats_config.run(tmp_path, None, 1, io.StringIO())
     folder = tmp_path / "nats"
     for name in ("nats.conf", "tls.conf", "cluster-tls.conf"):
         source = K8S / overlay / name
         folder.joinpath(name).write_text((source if source.exists() else K8S / "base" / name).read_text())
+    return folder
+
+
+def environ_of_nats(folder: Path) -> dict[str, str]:
+    """The variables of a pod of NATS, with the password that ``tierfall nats-config`` wrote."""
+    (nats,) = containers(workloads()["nats"])
+    environ = {"POD_NAME": "nats-0", "NATS_ROUTE_PASSWORD": (folder / "route-password").read_text()}
+    for entry in nats["env"]:
+        if "value" in entry:
+            environ[entry["name"]] = re.sub(r"\$\((\w+)\)", lambda found: environ[found[1]], entry["value"])
+    return environ
+
+
+def check_nats(folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """What nats-server says of its config."""
     command = [str(Path(sys.executable).parent / "nats-server"), "-t", "-c", str(folder / "nats.conf")]
-    checked = subprocess.run(  # noqa: S603 - our own nats-server
-        command, env={"POD_NAME": "nats-0"}, capture_output=True, text=True, check=False, timeout=10
+    return subprocess.run(  # noqa: S603 - our own nats-server
+        command, env=environ, capture_output=True, text=True, check=False, timeout=10
     )
-    assert checked.returncode == 0, checked.stderr
 
 
 def test_nats_keeps_its_store_on_a_volume() -> None:
@@ -323,9 +352,24 @@ def test_nats_keeps_its_store_on_a_volume() -> None:
 
 
 def test_nats_peers_are_the_stateful_set() -> None:
-    """The routes name exactly the pods that the StatefulSet makes."""
+    """The routes name exactly the pods that the StatefulSet makes, each with the password."""
     nats = workloads()["nats"]["spec"]
+    (server,) = containers(workloads()["nats"])
+    routes = {entry["name"]: entry["value"] for entry in server["env"] if "value" in entry}
+    assert routes == {
+        f"NATS_ROUTE_{number}": f"nats-route://tierfall:$(NATS_ROUTE_PASSWORD)@nats-{number}.{nats['serviceName']}:6222"
+        for number in range(nats["replicas"])
+    }
     text = (K8S / "base" / "nats.conf").read_text()
-    peers: list[Any] = [f"//nats-{number}.{nats['serviceName']}:6222" for number in range(nats["replicas"])]
-    assert [peer in text for peer in peers] == [True] * 3
-    assert text.count("nats-route://") == 3
+    assert f"routes: [ {', '.join(f'${name}' for name in routes)} ]" in text
+
+
+def test_nats_shows_its_connections_to_nobody_outside() -> None:
+    """The monitoring port, which has no password, listens on loopback; the probes run in the pod."""
+    (server,) = containers(workloads()["nats"])
+    assert {port["name"] for port in server["ports"]} == {"client", "route"}
+    for path in ("base", "overlays/home-lab"):
+        (address,) = re.findall(r"^http\S*: (\S+)", (K8S / path / "nats.conf").read_text(), re.MULTILINE)
+        assert address == "127.0.0.1:8222"
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert f"http://{address}/healthz" in server[probe]["exec"]["command"][-1]

@@ -394,7 +394,8 @@ class Bus:
         self.counters.slow_consumer += 1
         logger.error(
             "NATS at %s cut the connection off with messages still on their way, as it does when this side"
-            " reads too slowly: what was under way is lost. Its log has the limit, max_pending or write_deadline",
+            " reads too slowly: what was under way is lost. Its log names the limit (max_pending or"
+            " write_deadline)",
             lost.server,
         )
 

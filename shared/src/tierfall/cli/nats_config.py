@@ -12,12 +12,13 @@ the quotas; ``admin`` reads and writes what is there, for ``tierfall keys`` and 
 from __future__ import annotations
 
 import os
+import secrets
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from tierfall.bus import nkey
-from tierfall.cli.up.nats import STORE_NAME, jetstream, quoted
+from tierfall.cli.up.nats import LIMITS, STORE_NAME, jetstream, quoted
 from tierfall.errors import ConfigError
 from tierfall.protocol import subjects
 from tierfall.store import names as store
@@ -34,20 +35,18 @@ SEED_NAME: Final = "nkey"
 """The file in each user's folder."""
 WORKER: Final = "worker-"
 SERVER_FOLDER: Final = "nats"
+ROUTES_NAME: Final = "route-password"
+"""The file with what the servers of a cluster show each other."""
+ROUTES_BYTES: Final = 24
 DISCOVERY: Final = "$SRV.>"
 ANY_TIER: Final = "*"
 
-SERVER_CONF: Final = """\
+SERVER_CONF: Final = f"""\
 # Written by `tierfall nats-config`. Who may do what stands in users.conf beside it.
 host: 0.0.0.0
 port: 4222
-http_port: 8222 # health and numbers, without a password: keep it inside
-max_payload: 8MB
-# A client that stops reading is cut off at this backlog or after this time, whichever comes first.
-max_pending: 64MB
-write_deadline: "5s"
-ping_interval: "20s"
-include "users.conf"
+http: 127.0.0.1:8222 # health and numbers, without a password: for this machine alone
+{LIMITS}include "users.conf"
 """
 
 
@@ -69,10 +68,10 @@ def run(
     machines: Sequence[str] = (),
     store_dir: Path | None = None,
 ) -> int:
-    """Writes ``nats/nats.conf``, ``nats/users.conf`` and ``<user>/nkey`` into a folder.
+    """Writes ``nats/nats.conf``, ``nats/users.conf``, ``nats/route-password`` and ``<user>/nkey``.
 
     Seeds that are there already are kept, and with them the users of machines, so that it can be run again
-    for a changed config; nats-server takes over a new ``users.conf`` at SIGHUP.
+    for a changed config; so is the password. nats-server takes over a new ``users.conf`` at SIGHUP.
 
     Args:
         out_dir: Made if it is not there; the seeds in it are readable by their owner alone.
@@ -103,6 +102,9 @@ def run(
         (folder / "users.conf").write_text(users_conf(users(keys, config)), encoding="utf-8")
         stored = jetstream(store_dir or folder / STORE_NAME)
         (folder / "nats.conf").write_text(f"{SERVER_CONF}{stored}\n", encoding="utf-8")
+        password = folder / ROUTES_NAME
+        # The letter in front keeps nats-server from reading digits alone as a number.
+        _keep(password, f"r{secrets.token_hex(ROUTES_BYTES)}")
     except OSError as error:
         raise ConfigError(f"--out: cannot write {error.filename}: {error.strerror}") from error
     except ValueError as error:
@@ -110,6 +112,7 @@ def run(
     print(f"nats-server --config {folder / 'nats.conf'}", file=out)
     for name in keys:
         print(f"nats.nkey for {name}: {out_dir / name / SEED_NAME}", file=out)
+    print(f"password between the servers of a cluster: {password}", file=out)
     return 0
 
 
@@ -199,12 +202,18 @@ def _tiers(kind: str, config: Config | None) -> list[str]:
 
 def _key(path: Path) -> str:
     """The public key of the seed in this file, which is made if it is not there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{nkey.new_seed()}\n")
+    _keep(path, f"{nkey.new_seed()}\n")
     return nkey.public_key(nkey.read_seed(path))
+
+
+def _keep(path: Path, secret: str) -> None:
+    """Writes a file that its owner alone may read; one that is there already stays as it is."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secret)
 
 
 def _of_ingress() -> list[str]:

@@ -20,17 +20,24 @@ STORE_NAME: Final = "jetstream"
 """The folder beside it in which the server keeps client keys and quotas."""
 CHECK_S: Final = 10.0
 
-SETTINGS: Final = """\
-# Written by `tierfall up` at each start; changes are lost.
-server_name: "tierfall"
+LIMITS: Final = """\
 max_payload: 8MB
 # A client that stops reading is cut off at this backlog or after this time, whichever comes first.
 max_pending: 64MB
 write_deadline: "5s"
-ping_interval: "20s"
-logtime: false
+# A client that is frozen, or gone without a word, is noticed within 9 s.
+ping_interval: "3s"
+ping_max: 1
+"""
+"""What every nats-server of Tierfall is told. A live client is never pinged twice: its own pings, one each
+five seconds, and its heartbeats count as answers."""
+
+SETTINGS: Final = f"""\
+# Written by `tierfall up` at each start; changes are lost.
+server_name: "tierfall"
+{LIMITS}logtime: false
 # nats-py's KV watch does not understand the newer form of acknowledgements.
-feature_flags { js_ack_fc_v2: false }
+feature_flags {{ js_ack_fc_v2: false }}
 """
 
 
