@@ -58,7 +58,7 @@ class BusCounters(msgspec.Struct):
     dropped: int = 0
     """Messages that were accepted by ``publish()`` and then given up before they were sent."""
     slow_consumer: int = 0
-    """Connections that the server cut because this side read too slowly, where it said so."""
+    """Connections that the server cut amid a backlog and went on running: this side read too slowly."""
     callback_errors: int = 0
     """Exceptions in callbacks and in state listeners."""
     permission_violations: int = 0
