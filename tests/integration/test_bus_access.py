@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
@@ -27,7 +27,7 @@ authorization { users = [
 """
 
 
-async def connected(servers: str, **options: str) -> Bus:
+async def connected(servers: str, **options: Any) -> Bus:
     """A bus that gives up soon."""
     return await Bus.connect(BusOptions(servers=servers, name="t", connect_timeout_s=1.0, **options))
 

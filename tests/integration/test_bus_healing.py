@@ -361,8 +361,14 @@ async def test_cut_by_the_server_as_a_slow_consumer(limit: str, caplog: pytest.L
         await other.close()
 
 
-async def test_a_killed_server_made_no_slow_consumer(nats_server: NatsServer, bus_factory: Buses) -> None:
+@pytest.mark.parametrize("name", ["", "server_name: named"])
+async def test_a_killed_server_made_no_slow_consumer(
+    nats_server: NatsServer, bus_factory: Buses, name: str
+) -> None:
     """A server that is killed with messages on their way, and comes back, has not cut anybody off."""
+    await nats_server.kill()
+    nats_server.config = name
+    await nats_server.start()
     bus, other = await bus_factory(), await bus_factory()
     await bus.subscribe("flood", lambda _: None)
     wire = wire_of(bus)

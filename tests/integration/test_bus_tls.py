@@ -75,8 +75,8 @@ def tls_url(server: NatsServer) -> str:
 
 async def connected(servers: str, tls: NatsTls | None = None, **options: Any) -> Bus:
     """A bus that gives up soon."""
-    options = {"connect_timeout_s": 1.0, "token": TOKEN} | options
-    return await Bus.connect(BusOptions(servers=servers, name="t", tls=tls, **options))
+    options.setdefault("token", TOKEN)
+    return await Bus.connect(BusOptions(servers=servers, name="t", tls=tls, connect_timeout_s=1.0, **options))
 
 
 async def refused(servers: str, tls: NatsTls | None = None, *, token: str = TOKEN, nkey: str = "") -> str:

@@ -65,8 +65,8 @@ class Dialer:
 
         Raises:
             BusDown: None of them let us in; the message says why, without credentials.
-        BusUnfit: The last one that was tried has no TLS although it is required, or a certificate that is
-            refused, or a ``max_payload`` that is too small.
+            BusUnfit: The last one that was tried has no TLS although it is required, a certificate that is
+                refused, or a ``max_payload`` that is too small; or a file of ``nats.tls`` cannot be used.
         """
         self._learn()
         wire = self._new_wire()
@@ -105,7 +105,7 @@ class Dialer:
         try:
             return client_tls(self._tls)
         except TlsFileError as error:
-            raise BusDown(f"nats.tls.{error}") from None
+            raise BusUnfit(f"nats.tls.{error}") from None
 
     def _credentials(self) -> dict[str, Any]:
         """Who we are, for :meth:`tierfall.bus.wire.Wire.open`; files are read anew each time.

@@ -159,10 +159,14 @@ class Wire(Client):
                 task.add_done_callback(lambda _: self.lose("the connection's task ended"))
 
     def is_same_process(self, other: Wire) -> bool | None:
-        """Whether both lead to one running server; ``None`` if to different addresses."""
-        if self.server != other.server:
-            return None
-        return bool(self._server_info.get("server_id") == other._server_info.get("server_id"))
+        """Whether both lead to one running server: not if it was restarted; ``None`` for two servers."""
+        mine, theirs = self._server_info, other._server_info
+        if mine.get("server_id") == theirs.get("server_id"):
+            return True
+        # One that was given no name has its id for it. Several servers may share an address.
+        key = "server_name" if mine.get("server_name") != mine.get("server_id") else ""
+        same = mine.get(key) == theirs.get(key) if key else self.server == other.server
+        return False if same else None
 
     @property
     def discovered(self) -> dict[str, str]:
@@ -254,7 +258,7 @@ class Wire(Client):
             return text
         if self._encryption is not None and self._encryption.handshake_first:
             return f"{text}: {tls.NOT_TLS_FIRST}"
-        return f"{text}: no greeting; a server that begins with TLS needs nats.tls.handshake_first: true"
+        return f"{text}: no greeting (a server that begins with TLS needs nats.tls.handshake_first: true)"
 
     def _is_tls(self) -> bool:
         writer = self._stream_writer()
@@ -323,7 +327,7 @@ class Wire(Client):
 
     async def _process_op_err(self, e: Exception) -> None:
         ended = isinstance(e, OSError | UnexpectedEOF) and not self.refusal
-        self.cut_short = ended and self._ps.is_behind
+        self.cut_short = ended and not self.gone and self._ps.is_behind
         self.lose(str(e) or type(e).__name__)
 
 
