@@ -170,7 +170,8 @@ async def test_a_connection_passes_to_the_next_request_at_once(
         return await body_of(pool, server.url)
 
     async with Server() as server:
-        assert await asyncio.gather(body_of(pool, server.url), second()) == [b"hello", b"hello"]
+        answers = await asyncio.gather(body_of(pool, server.url), second())
+        assert list(answers) == [b"hello", b"hello"]
         await pool.close()
         assert server.connections == 1
 
