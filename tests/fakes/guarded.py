@@ -27,7 +27,7 @@ models:
 
 
 def write_users(folder: Path, *, ingresses: int = 1, machines: Sequence[str] = ()) -> str:
-    """Runs the command for this config; returns what nats-server has to be told."""
+    """Runs the command for these tiers; returns what nats-server has to be told."""
     nats_config.run(folder, parse(TIERS, {}, "tiers.yaml"), ingresses, io.StringIO(), machines=machines)
     return (folder / "nats" / "users.conf").read_text()
 
@@ -39,15 +39,18 @@ class Guarded(Stack):
         folder: Where the seeds are written.
         machines: Users of machines that there are too.
         here: The machine whose users the workers have; the users of their kind when it is empty.
+        server: More of the config.
     """
 
-    def __init__(self, folder: Path, machines: Sequence[str] = (), here: str = "") -> None:
+    def __init__(
+        self, folder: Path, machines: Sequence[str] = (), here: str = "", *, server: str = ""
+    ) -> None:
         self._folder = folder
         self._at = f"@{here}" if here else ""
         self.one, self.two = ScriptedBackend(), ScriptedBackend()
         self._others: list[Bus] = []
         nats = NatsServer(write_users(folder, machines=machines), jetstream=True)
-        super().__init__(TIERS, {"one": self.one, "two": self.two}, nats=nats)
+        super().__init__(TIERS + server, {"one": self.one, "two": self.two}, nats=nats)
 
     async def __aenter__(self) -> Self:
         """Starts NATS too."""

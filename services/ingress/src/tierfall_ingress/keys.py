@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tierfall.errors import KeyRefused, ModelForbidden
 from tierfall.keys import digest
+from tierfall.store import CLIENTS
 
 if TYPE_CHECKING:
     from tierfall.config import ApiKey, Limits, Server
@@ -83,4 +84,4 @@ class KeyRing:
 def _caller(key: ApiKey, number: int) -> Caller:
     name = key.name or f"key-{number}"
     models = None if key.models is None else frozenset(key.models)
-    return Caller(name, models, Allowance(f"client.config.{name}", key.limits) if key.limits else None)
+    return Caller(name, models, Allowance(f"{CLIENTS}.config.{name}", key.limits) if key.limits else None)

@@ -5,8 +5,12 @@ takes another kind's requests or asks anything itself. Replies are allowed by th
 ``allow_responses``: what the server allows for a response it forgets with the connection, so that after a
 reconnect the streams in flight would be refused.
 
-In JetStream an ingress makes both buckets, writes quotas and follows both; a cloud worker reads and writes
-the quotas; ``admin`` reads and writes what is there, for ``tierfall keys`` and the ``nats kv`` command.
+Of an ingress's inbox a worker may publish to the part for replies alone. The rest is between that ingress and
+the server: JetStream's answers, entries of buckets, NATS's 503 for a worker that is gone.
+
+In JetStream an ingress makes both buckets, follows both and writes the clients' accounts; a cloud worker
+reads the quotas and writes the providers' accounts; ``admin`` reads and writes what is there, for
+``tierfall keys`` and the ``nats kv`` command.
 """
 
 from __future__ import annotations
@@ -34,11 +38,15 @@ KINDS: Final = ("vllm", "ollama", "cloud")
 SEED_NAME: Final = "nkey"
 """The file in each user's folder."""
 WORKER: Final = "worker-"
+ADMIN: Final = "admin"
 SERVER_FOLDER: Final = "nats"
 ROUTES_NAME: Final = "route-password"
 """The file with what the servers of a cluster show each other."""
 ROUTES_BYTES: Final = 24
-DISCOVERY: Final = "$SRV.>"
+DISCOVERY: Final = "$SRV"
+"""The first token of NATS's service discovery (ADR-32)."""
+SERVER_TIME: Final = "$SYS.REQ.USER.INFO"
+"""What the doctor compares clocks with."""
 ANY_TIER: Final = "*"
 
 SERVER_CONF: Final = f"""\
@@ -48,6 +56,10 @@ port: 4222
 http: 127.0.0.1:8222 # health and numbers, without a password: for this machine alone
 {LIMITS}include "users.conf"
 """
+
+
+_ASKING: Final = (subjects.chat(">"), f"{subjects.PREFIX}.ctl.>")
+"""Requests, and what goes to the workers that took them."""
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +131,7 @@ def run(
 def user_names(ingresses: int, machines: Sequence[str] = ()) -> list[str]:
     """The users: each ingress, each kind of worker, those of machines, and one for people."""
     front = ["ingress"] if ingresses == 1 else [f"ingress-{number}" for number in range(ingresses)]
-    return [*front, *(f"{WORKER}{name}" for name in (*KINDS, *machines)), "admin"]
+    return [*front, *(f"{WORKER}{name}" for name in (*KINDS, *machines)), ADMIN]
 
 
 def users(keys: dict[str, str], config: Config | None) -> list[User]:
@@ -129,24 +141,14 @@ def users(keys: dict[str, str], config: Config | None) -> list[User]:
         keys: Name to public key.
         config: As for :func:`run`.
     """
-    inboxes = {name: f"{nkey.inbox_prefix(key)}.>" for name, key in keys.items()}
-    people = (inboxes["admin"], f"{nkey.PLAIN_INBOX}.>")
-    askers = (*(inbox for name, inbox in inboxes.items() if name.startswith("ingress")), *people)
+    askers = [nkey.inbox_prefix(key) for name, key in keys.items() if not name.startswith(WORKER)]
+    replies = [f"{inbox}.{nkey.REPLIES}.>" for inbox in (*askers, nkey.PLAIN_INBOX)]
     found = []
     for name, key in keys.items():
         if name.startswith(WORKER):
-            found.append(_worker(name, key, config, askers))
+            found.append(_worker(name, key, config, replies))
         else:
-            mine = people if name == "admin" else (inboxes[name],)
-            more = (DISCOVERY, *_by_hand()) if name == "admin" else _of_ingress()
-            found.append(
-                User(
-                    name=name,
-                    public_key=key,
-                    publish=(subjects.chat(">"), f"{subjects.PREFIX}.ctl.>", *more),
-                    subscribe=(subjects.PRESENCE_ALL, subjects.SLOTS_ALL, *mine),
-                )
-            )
+            found.append(_admin(name, key) if name == ADMIN else _ingress(name, key))
     return found
 
 
@@ -164,24 +166,46 @@ def users_conf(found: Iterable[User]) -> str:
     return "\n".join([*lines, "    ]", "  }", "}", ""])
 
 
-def _worker(name: str, key: str, config: Config | None, askers: Iterable[str]) -> User:
+def _ingress(name: str, key: str) -> User:
+    return User(
+        name=name,
+        public_key=key,
+        publish=(*_ASKING, *_of_ingress()),
+        subscribe=(subjects.PRESENCE_ALL, subjects.SLOTS_ALL, f"{nkey.inbox_prefix(key)}.>"),
+    )
+
+
+def _admin(name: str, key: str) -> User:
+    """For ``tierfall doctor``, ``tierfall keys``, ``tierfall quota`` and the ``nats`` command."""
+    return User(
+        name=name,
+        public_key=key,
+        publish=(*_ASKING, f"{DISCOVERY}.>", SERVER_TIME, *_by_hand()),
+        subscribe=(subjects.PRESENCE_ALL, f"{nkey.inbox_prefix(key)}.>", f"{nkey.PLAIN_INBOX}.>"),
+    )
+
+
+def _worker(name: str, key: str, config: Config | None, replies: Iterable[str]) -> User:
     kind, _, machine = name.removeprefix(WORKER).partition("@")
     tiers = _tiers(kind, config)
+    counts = kind == "cloud"
+    service = subjects.service(kind)
     return User(
         name=name,
         public_key=key,
         publish=(
             *(subjects.presence(tier, "*") for tier in tiers),
             *(subjects.slot(tier) for tier in tiers),
-            *askers,
+            *replies,
             # The bucket is made by an ingress: who may make one could have it record requests.
-            *(store.to_use(store.QUOTA) if kind == "cloud" else ()),
+            *(store.to_use(store.QUOTA, store.PROVIDERS) if counts else ()),
         ),
         subscribe=(
             *(f"{subjects.chat(tier)} {subjects.QUEUE_GROUP}" for tier in tiers),
             subjects.control_of(kind, machine or "*"),
-            DISCOVERY,
-            f"{nkey.inbox_prefix(key)}.>",
+            *(f"{DISCOVERY}.{rest}" for rest in ("*", f"*.{service}", f"*.{service}.*")),
+            # For JetStream's answers: no worker asks anything else.
+            *((f"{nkey.inbox_prefix(key)}.>",) if counts else ()),
         ),
     )
 
@@ -217,9 +241,10 @@ def _keep(path: Path, secret: str) -> None:
 
 
 def _of_ingress() -> list[str]:
-    """What it does in JetStream. It makes no client keys."""
-    made = [subject for bucket in (store.QUOTA, store.KEYS) for subject in store.to_make(bucket)]
-    return [*made, *store.to_use(store.QUOTA), *store.to_watch(store.QUOTA), *store.to_watch(store.KEYS)]
+    """What it does in JetStream. It makes no client keys and counts nothing for a provider."""
+    buckets = (store.QUOTA, store.KEYS)
+    made = [subject for bucket in buckets for do in (store.to_make, store.to_watch) for subject in do(bucket)]
+    return [*made, *store.to_use(store.QUOTA, store.CLIENTS)]
 
 
 def _by_hand() -> list[str]:
