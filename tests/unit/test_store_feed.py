@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from tierfall.bus import Message
-from tierfall.store import Entry
 from tierfall.store.feed import Feed
+
+if TYPE_CHECKING:
+    from tierfall.store import Entry
 
 INBOX: Final = "_INBOX_UABC.0011"
 FORGED: Final = b'{"id": "x"}'

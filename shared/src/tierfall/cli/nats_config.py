@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tierfall.bus import nkey
+from tierfall.bus.service import PREFIX as DISCOVERY
+from tierfall.bus.service import VERBS
 from tierfall.cli.up.nats import LIMITS, STORE_NAME, jetstream, quoted
 from tierfall.errors import ConfigError
 from tierfall.protocol import subjects
@@ -43,8 +45,6 @@ SERVER_FOLDER: Final = "nats"
 ROUTES_NAME: Final = "route-password"
 """The file with what the servers of a cluster show each other."""
 ROUTES_BYTES: Final = 24
-DISCOVERY: Final = "$SRV"
-"""The first token of NATS's service discovery (ADR-32)."""
 SERVER_TIME: Final = "$SYS.REQ.USER.INFO"
 """What the doctor compares clocks with."""
 ANY_TIER: Final = "*"
@@ -203,7 +203,8 @@ def _worker(name: str, key: str, config: Config | None, replies: Iterable[str]) 
         subscribe=(
             *(f"{subjects.chat(tier)} {subjects.QUEUE_GROUP}" for tier in tiers),
             subjects.control_of(kind, machine or "*"),
-            *(f"{DISCOVERY}.{rest}" for rest in ("*", f"*.{service}", f"*.{service}.*")),
+            # Verb by verb: where a list allows `$SRV.*`, nats-server also allows to subscribe to `$SRV.>`.
+            *(f"{DISCOVERY}.{verb}{name}" for verb in VERBS for name in ("", f".{service}", f".{service}.*")),
             # For JetStream's answers: no worker asks anything else.
             *((f"{nkey.inbox_prefix(key)}.>",) if counts else ()),
         ),
