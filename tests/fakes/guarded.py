@@ -20,9 +20,11 @@ TIERS = """
 tiers:
   one: {worker: vllm, base_url: 'http://127.0.0.1:1/v1', max_in_flight: 4}
   two: {worker: ollama, base_url: 'http://127.0.0.1:1'}
+  paid: {worker: cloud, provider: groq, base_url: 'http://127.0.0.1:1/v1', api_key: secret}
 models:
   first: {tier: one, backend_model: engine/first, fallbacks: [second]}
   second: {tier: two, backend_model: qwen2.5:3b}
+  third: {tier: paid, backend_model: llama}
 """
 
 
@@ -33,7 +35,7 @@ def write_users(folder: Path, *, ingresses: int = 1, machines: Sequence[str] = (
 
 
 class Guarded(Stack):
-    """Two scripted tiers, ``one`` and ``two``; each process connects with its own seed.
+    """Scripted tiers of each kind, ``one``, ``two`` and ``paid``; each process connects with its own seed.
 
     Args:
         folder: Where the seeds are written.
@@ -47,10 +49,11 @@ class Guarded(Stack):
     ) -> None:
         self._folder = folder
         self._at = f"@{here}" if here else ""
-        self.one, self.two = ScriptedBackend(), ScriptedBackend()
+        self.one, self.two, self.paid = ScriptedBackend(), ScriptedBackend(), ScriptedBackend()
         self._others: list[Bus] = []
         nats = NatsServer(write_users(folder, machines=machines), jetstream=True)
-        super().__init__(TIERS + server, {"one": self.one, "two": self.two}, nats=nats)
+        backends = {"one": self.one, "two": self.two, "paid": self.paid}
+        super().__init__(TIERS + server, backends, nats=nats)
 
     async def __aenter__(self) -> Self:
         """Starts NATS too."""

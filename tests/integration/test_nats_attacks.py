@@ -203,6 +203,34 @@ async def test_a_cloud_worker_cannot_touch_clients_budgets(
     assert await bucket.put("provider.x.y", b"{}", expected=0)
 
 
+async def test_a_cloud_worker_cannot_have_the_server_write_for_it(stack: Guarded) -> None:
+    """The answers to what it may ask go to a client's account, a stored key, an inbox: they do not arrive."""
+    assert [await status(stack, "sk-tok") for _ in range(3)] == [200, 200, 429]
+    admin, cloud = await stack.user("admin"), await stack.user("worker-cloud")
+    quota, keys = Bucket(admin, QUOTA), Bucket(admin, KEYS)
+    await keys.put("alice", forged_record())
+    before = await quota.get(ACCOUNT), await keys.get("alice")
+    heard: list[Message] = []
+    await stack.services.bus.subscribe(tap := stack.services.bus.inbox(), heard.append)
+    read = b'{"last_by_subj": "$KV.tierfall_quota.provider.x.y"}'
+    asked = [
+        (names.entry(QUOTA, "provider.x.y"), b"{}"),
+        (names.info(QUOTA), b""),
+        (names.read(QUOTA), read),
+    ]
+    for reply in (names.entry(QUOTA, ACCOUNT), names.entry(KEYS, "alice"), names.entry(KEYS, "bob"), tap):
+        for subject, payload in asked:
+            cloud.publish(subject, payload, reply=reply)
+            # Behind it on the same connection: the server has answered the first by then.
+            await cloud.request(subject, payload, timeout_s=10.0)
+    assert (await quota.get(ACCOUNT), await keys.get("alice")) == before
+    assert set(await keys.entries()) == {"alice"}
+    await stack.services.bus.flush()
+    assert heard == []
+    assert cloud.counters.permission_violations == 0
+    assert await status(stack, "sk-tok") == 429
+
+
 async def test_an_account_that_cannot_be_read_is_named(stack: Guarded) -> None:
     """It is neither a defect of ours nor an empty one: 503 with its name, until it is deleted or mended."""
     assert await status(stack, "sk-tok") == 200

@@ -16,7 +16,7 @@ from fakes.guarded import TIERS, Guarded, write_users
 from fakes.nats_jwt import operator_and_creds
 from fakes.nats_server import NatsServer
 from fakes.polling import POLL_S, until
-from fakes.scripted import chunk
+from fakes.scripted import Step, chunk
 from tierfall.bus import Bus, BusOptions, Message, nkey
 from tierfall.cli.main import main
 from tierfall.cli.nats_config import run, user_names
@@ -85,6 +85,37 @@ async def test_an_answer_outlives_its_connections(stack: Guarded) -> None:
     assert stack.violations == 0
 
 
+async def test_cloud_workers_are_in_an_account_of_their_own(stack: Guarded) -> None:
+    """Across it all is as ever: answers, large bodies, discovery, streams over a restart, a death at once."""
+    assert await text_of(stack, model="third") == "Hello world."
+    body = [{"role": "user", "content": LONG_TEXT}]
+    assert (await stack.chat(model="third", messages=body)).status_code == 200
+    admin = await stack.user("admin", inbox_prefix="_INBOX.r")
+    found = await admin.request("$SRV.PING.tierfall-worker-cloud", b"", timeout_s=WAIT_S)
+    assert json.loads(found.data)["metadata"]["worker"] == stack.workers["paid-2"].id
+    go_on = asyncio.Event()
+    script: list[Step] = [chunk("Hel", role="assistant"), go_on, chunk("lo."), chunk(finish="stop")]
+    stack.paid.scripts.append(script)
+    async with stack.stream(model="third") as response:
+        lines = response.aiter_lines()
+        seen = [await anext(lines)]
+        await stack.nats.restart()
+        buses = [stack.services.bus, *stack._buses.values()]
+        await until(lambda: all(bus.connected and bus.counters.reconnects for bus in buses))
+        go_on.set()
+        seen += [line async for line in lines]
+    assert seen[-2] == "data: [DONE]"
+    await until(lambda: not stack.services.recovering_s)
+    stack.paid.scripts.append([chunk("Hel", role="assistant"), asyncio.Event()])
+    async with stack.stream(model="third") as response:
+        lines = response.aiter_lines()
+        await anext(lines)
+        await stack.kill_worker("paid-2")
+        assert '"code":"worker_lost"' in "".join([line async for line in lines])
+    assert (await stack.chat(model="third")).json()["error"]["code"] == "no_workers"
+    assert stack.violations == 0
+
+
 async def test_a_worker_reads_nothing_of_the_others(stack: Guarded) -> None:
     """Another's inbox, requests and body parts, its own tier's beyond its turn, everything: all refused."""
     spy = await stack.user("worker-ollama")
@@ -115,7 +146,7 @@ async def test_a_worker_reads_nothing_of_the_others(stack: Guarded) -> None:
 async def test_a_machine_reads_nothing_of_the_others(tmp_path: Path) -> None:
     """With a user of its own a machine's worker serves as ever, and hears nothing of its kind elsewhere."""
     here = subjects.machine_of(socket.gethostname())
-    machines = (f"vllm@{here}", f"ollama@{here}", "vllm@elsewhere")
+    machines = (f"vllm@{here}", f"ollama@{here}", f"cloud@{here}", "vllm@elsewhere")
     async with Guarded(tmp_path, machines, here) as stack:
         spy = await stack.user("worker-vllm@elsewhere")
         stolen: list[Message] = []
@@ -124,7 +155,10 @@ async def test_a_machine_reads_nothing_of_the_others(tmp_path: Path) -> None:
         for count, subject in enumerate(forbidden, start=1):
             await spy.subscribe(subject, stolen.append)
             await refused(spy, count)
-        assert (await stack.chat(messages=[{"role": "user", "content": LONG_TEXT}])).status_code == 200
+        long = [{"role": "user", "content": LONG_TEXT}]
+        for model, tier in (("first", "one"), ("third", "paid")):
+            response = await stack.chat(model=model, messages=long)
+            assert response.headers["x-tierfall-attempts"] == f"{tier}=ok"
         assert await text_of(stack, model="second") == "Hello world."
         await spy.flush()
         assert stolen == []

@@ -11,6 +11,10 @@ the server: JetStream's answers, entries of buckets, NATS's 503 for a worker tha
 In JetStream an ingress makes both buckets, follows both and writes the clients' accounts; a cloud worker
 reads the quotas and writes the providers' accounts; ``admin`` reads and writes what is there, for
 ``tierfall keys`` and the ``nats kv`` command.
+
+nats-server answers to whatever reply subject a message names, and asks for no permission there: the answer
+to a write, sent to a client's account, would be stored as that account. So the users of cloud workers are in
+a NATS account of their own, into which the other exports what they need: answers stay in the asking account.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from tierfall.protocol import subjects
 from tierfall.store import names as store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
     from typing import TextIO
 
@@ -48,6 +52,9 @@ ROUTES_BYTES: Final = 24
 SERVER_TIME: Final = "$SYS.REQ.USER.INFO"
 """What the doctor compares clocks with."""
 ANY_TIER: Final = "*"
+ACCOUNT: Final = "TIERFALL"
+APART: Final = "TIERFALL_CLOUD"
+"""The account of those who ask JetStream and may not write all of it: where its answer goes they choose."""
 
 SERVER_CONF: Final = f"""\
 # Written by `tierfall nats-config`. Who may do what stands in users.conf beside it.
@@ -69,6 +76,8 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     public_key: str
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    apart: bool = False
+    """Whether it is in an account of its own, from which only these subjects lead into the other."""
 
 
 def run(
@@ -154,16 +163,59 @@ def users(keys: dict[str, str], config: Config | None) -> list[User]:
 
 def users_conf(found: Iterable[User]) -> str:
     """The users in nats-server's notation."""
-    lines = ["# Written by `tierfall nats-config`: public keys and permissions, no secret."]
-    lines += ["accounts {", "  TIERFALL {", "    jetstream: enabled", "    users = ["]
+    apart, inside = [], []
     for user in found:
-        lines += [
-            f"      # {user.name}",
-            f"      {{ nkey: {user.public_key}, permissions: {{",
-            f"          publish: {_list(user.publish)}",
-            f"          subscribe: {_list(user.subscribe)} }} }}",
+        (apart if user.apart else inside).append(user)
+    heard, said = _across(apart)
+    return "\n".join(
+        [
+            "# Written by `tierfall nats-config`: public keys and permissions, no secret.",
+            "accounts {",
+            f"  {ACCOUNT} {{",
+            "    jetstream: enabled",
+            *_users(inside),
+            "    exports = [",
+            *(f"      {{ stream: {quoted(name)}, accounts: [{APART}] }}" for name in heard),
+            *(f"      {{ service: {quoted(name)}, accounts: [{APART}] }}" for name in said),
+            "    ]",
+            "  }",
+            f"  # What the server answers here goes to no subject of {ACCOUNT}.",
+            f"  {APART} {{",
+            *_users(apart),
+            "    imports = [",
+            *(f"      {{ stream: {{ account: {ACCOUNT}, subject: {quoted(name)} }} }}" for name in heard),
+            *(f"      {{ service: {{ account: {ACCOUNT}, subject: {quoted(name)} }} }}" for name in said),
+            "    ]",
+            "  }",
+            "}",
+            "",
         ]
-    return "\n".join([*lines, "    ]", "  }", "}", ""])
+    )
+
+
+def _across(apart: Iterable[User]) -> tuple[list[str], list[str]]:
+    """What users in an account of their own hear of the other account, and what they say in it."""
+    heard: dict[str, None] = {}
+    said: dict[str, None] = {}
+    for user in apart:
+        if "@" in user.name:
+            continue  # part of what its kind may: of two imports that overlap, each would deliver
+        subscribed = (subject.partition(" ")[0] for subject in user.subscribe)
+        heard |= dict.fromkeys(subject for subject in subscribed if not subject.startswith(nkey.PLAIN_INBOX))
+        # JetStream's API as a whole: of a part, the server would answer for this account, which has none.
+        asked = (f"{store.API}.>" if subject.startswith(store.API) else subject for subject in user.publish)
+        said |= dict.fromkeys(asked)
+    return list(heard), list(said)
+
+
+def _users(found: Iterable[User]) -> Iterator[str]:
+    yield "    users = ["
+    for user in found:
+        yield f"      # {user.name}"
+        yield f"      {{ nkey: {user.public_key}, permissions: {{"
+        yield f"          publish: {_list(user.publish)}"
+        yield f"          subscribe: {_list(user.subscribe)} }} }}"
+    yield "    ]"
 
 
 def _ingress(name: str, key: str) -> User:
@@ -208,6 +260,7 @@ def _worker(name: str, key: str, config: Config | None, replies: Iterable[str]) 
             # For JetStream's answers: no worker asks anything else.
             *((f"{nkey.inbox_prefix(key)}.>",) if counts else ()),
         ),
+        apart=counts,
     )
 
 
