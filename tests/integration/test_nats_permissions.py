@@ -217,26 +217,34 @@ async def test_two_ingresses_have_inboxes_of_their_own(tmp_path: Path) -> None:
 
 
 async def test_permissions_that_come_later_count(stack: Guarded) -> None:
-    """A subscription that was refused works once the server allows it, without a reconnect."""
-    worker = await stack.user("worker-vllm")
-    got: list[Message] = []
-    await worker.subscribe(subjects.chat("three"), got.append, queue=subjects.QUEUE_GROUP)
-    await refused(worker, 1)
+    """A subscription that was refused works once the server allows it, in both accounts, without a reconnect."""
+    workers = {"three": await stack.user("worker-vllm"), "four": await stack.user("worker-cloud")}
+    got: set[str] = set()
+
+    def take(message: Message) -> None:
+        got.add(message.subject)
+
+    for tier, worker in workers.items():
+        await worker.subscribe(subjects.chat(tier), take, queue=subjects.QUEUE_GROUP)
+        await refused(worker, 1)
     allowed = stack.nats.config.replace("chat.one workers", "chat.three workers")
-    assert allowed != stack.nats.config
+    allowed = allowed.replace("chat.paid", "chat.four")
+    assert "chat.three workers" in allowed
+    assert allowed.count("chat.four") == 3, "the user's permission, an export and an import"
     stack.nats.config = allowed
     stack.nats.reload()
     admin = await stack.user("admin")
 
     async def taken() -> bool:
-        admin.publish(subjects.chat("three"), b"anybody there?")
+        for tier in workers:
+            admin.publish(subjects.chat(tier), b"anybody there?")
         await admin.flush()
-        return bool(got)
+        return got == {subjects.chat(tier) for tier in workers}
 
     async with asyncio.timeout(WAIT_S):
         while not await taken():  # noqa: ASYNC110 - a server that has reloaded sets no event
             await asyncio.sleep(POLL_S)
-    assert worker.counters.reconnects == 0
+    assert not any(worker.counters.reconnects for worker in workers.values())
 
 
 async def test_what_lasts_is_open_to_whom_it_concerns(

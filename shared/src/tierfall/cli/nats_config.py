@@ -50,7 +50,7 @@ ROUTES_NAME: Final = "route-password"
 """The file with what the servers of a cluster show each other."""
 ROUTES_BYTES: Final = 24
 SERVER_TIME: Final = "$SYS.REQ.USER.INFO"
-"""What the doctor compares clocks with."""
+"""What the doctor compares clocks with, as the admin or beside an ingress."""
 ANY_TIER: Final = "*"
 ACCOUNT: Final = "TIERFALL"
 APART: Final = "TIERFALL_CLOUD"
@@ -222,7 +222,7 @@ def _ingress(name: str, key: str) -> User:
     return User(
         name=name,
         public_key=key,
-        publish=(*_ASKING, *_of_ingress()),
+        publish=(*_ASKING, SERVER_TIME, *_of_ingress()),
         subscribe=(subjects.PRESENCE_ALL, subjects.SLOTS_ALL, f"{nkey.inbox_prefix(key)}.>"),
     )
 
