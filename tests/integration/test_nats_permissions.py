@@ -217,7 +217,7 @@ async def test_two_ingresses_have_inboxes_of_their_own(tmp_path: Path) -> None:
 
 
 async def test_permissions_that_come_later_count(stack: Guarded) -> None:
-    """A subscription that was refused works once the server allows it, in both accounts, without a reconnect."""
+    """A refused subscription works once the server allows it, in both accounts, without a reconnect."""
     workers = {"three": await stack.user("worker-vllm"), "four": await stack.user("worker-cloud")}
     got: set[str] = set()
 
