@@ -15,6 +15,7 @@ import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
+from tierfall.bus.throttle import Throttle
 from tierfall.errors import WorkerLost
 from tierfall.protocol import subjects
 from tierfall.protocol.envelope import pack
@@ -63,6 +64,7 @@ class Switchboard:
         self._unknown_to = f"{self._base}.unknown".encode()
         self._leases = bus.inbox()
         self._lines: dict[int, Line] = {}
+        self._throttle = Throttle()
         self._recovered_at = 0.0
         self._subscriptions: list[Subscription] = []
         self._leasing: asyncio.Task[None] | None = None
@@ -124,15 +126,20 @@ class Switchboard:
                 elif frame.kind is Kind.ACCEPTED:
                     self._turn_down(frame)
         except FrameError as error:
-            _log.warning("dropped a reply: %s", error)
+            self._log_dropped("a reply", str(error))
 
     def _turn_down(self, frame: Frame) -> None:
         """A worker accepted what nobody waits for any longer."""
         worker = frame.payload.decode("ascii", "replace")
         if not subjects.WORKER_ID.fullmatch(worker):
-            _log.warning("dropped an acceptance: it names no worker")
+            self._log_dropped("an acceptance", "it names no worker")
             return
         self._bus.publish(subjects.control(worker), encode(Kind.CANCEL, frame.stream, 0, b"too_late"))
+
+    def _log_dropped(self, what: str, why: str) -> None:
+        held = self._throttle.pass_(what)  # any worker may send as many of them as it likes
+        if held is not None:
+            _log.warning("dropped %s: %s (%d more since the last such line)", what, why, held)
 
     def _on_no_responders(self, token: str) -> None:
         """Nobody took a request, as NATS says, or the worker that has it: it could end its stream anyway."""

@@ -32,6 +32,11 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
         return f"{CLIENTS}.{self.id}"
 
 
+def config_scope(name: str) -> str:
+    """The account in the ledger of a key that stands in the config."""
+    return f"{CLIENTS}.config.{name}"
+
+
 def pack_record(record: KeyRecord) -> bytes:
     """The document."""
     return _encoder.encode(record)
