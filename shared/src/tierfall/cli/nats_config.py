@@ -163,13 +163,15 @@ def users(keys: dict[str, str], config: Config | None) -> list[User]:
 
 def users_conf(found: Iterable[User]) -> str:
     """The users in nats-server's notation."""
-    apart, inside = [], []
+    apart: list[User] = []
+    inside: list[User] = []
     for user in found:
         (apart if user.apart else inside).append(user)
     heard, said = _across(apart)
     return "\n".join(
         [
             "# Written by `tierfall nats-config`: public keys and permissions, no secret.",
+            f"# What the server answers to {APART} goes to no subject of {ACCOUNT}: hence two accounts.",
             "accounts {",
             f"  {ACCOUNT} {{",
             "    jetstream: enabled",
@@ -179,7 +181,6 @@ def users_conf(found: Iterable[User]) -> str:
             *(f"      {{ service: {quoted(name)}, accounts: [{APART}] }}" for name in said),
             "    ]",
             "  }",
-            f"  # What the server answers here goes to no subject of {ACCOUNT}.",
             f"  {APART} {{",
             *_users(apart),
             "    imports = [",
