@@ -20,34 +20,40 @@ TIERS = """
 tiers:
   one: {worker: vllm, base_url: 'http://127.0.0.1:1/v1', max_in_flight: 4}
   two: {worker: ollama, base_url: 'http://127.0.0.1:1'}
+  paid: {worker: cloud, provider: groq, base_url: 'http://127.0.0.1:1/v1', api_key: secret}
 models:
   first: {tier: one, backend_model: engine/first, fallbacks: [second]}
   second: {tier: two, backend_model: qwen2.5:3b}
+  third: {tier: paid, backend_model: llama}
 """
 
 
 def write_users(folder: Path, *, ingresses: int = 1, machines: Sequence[str] = ()) -> str:
-    """Runs the command for this config; returns what nats-server has to be told."""
+    """Runs the command for these tiers; returns what nats-server has to be told."""
     nats_config.run(folder, parse(TIERS, {}, "tiers.yaml"), ingresses, io.StringIO(), machines=machines)
     return (folder / "nats" / "users.conf").read_text()
 
 
 class Guarded(Stack):
-    """Two scripted tiers, ``one`` and ``two``; each process connects with its own seed.
+    """Scripted tiers of each kind, ``one``, ``two`` and ``paid``; each process connects with its own seed.
 
     Args:
         folder: Where the seeds are written.
         machines: Users of machines that there are too.
         here: The machine whose users the workers have; the users of their kind when it is empty.
+        server: More of the config.
     """
 
-    def __init__(self, folder: Path, machines: Sequence[str] = (), here: str = "") -> None:
+    def __init__(
+        self, folder: Path, machines: Sequence[str] = (), here: str = "", *, server: str = ""
+    ) -> None:
         self._folder = folder
         self._at = f"@{here}" if here else ""
-        self.one, self.two = ScriptedBackend(), ScriptedBackend()
+        self.one, self.two, self.paid = ScriptedBackend(), ScriptedBackend(), ScriptedBackend()
         self._others: list[Bus] = []
         nats = NatsServer(write_users(folder, machines=machines), jetstream=True)
-        super().__init__(TIERS, {"one": self.one, "two": self.two}, nats=nats)
+        backends = {"one": self.one, "two": self.two, "paid": self.paid}
+        super().__init__(TIERS + server, backends, nats=nats)
 
     async def __aenter__(self) -> Self:
         """Starts NATS too."""

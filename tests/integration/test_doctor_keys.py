@@ -14,7 +14,7 @@ from fakes.stack import Stack
 from tierfall.cli.doctor import Request, run
 from tierfall.config import Limits
 from tierfall.keys import KeyStore
-from tierfall.store import KEYS, Bucket
+from tierfall.store import KEYS, QUOTA, Bucket
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +53,18 @@ async def test_stored_keys_are_counted(tmp_path: Path) -> None:
         assert [one["level"] for one in await findings(tmp_path, stack, closed)] == ["ok", "warn", "warn"]
         (asked,) = await findings(tmp_path, stack, subject="keys")
         assert asked["text"] == "takes plain"
+
+
+async def test_an_account_that_cannot_be_read_is_found(tmp_path: Path) -> None:
+    """Whose it is, what that costs, and what to type."""
+    nats = NatsServer(jetstream=True)
+    async with nats, Stack(CONFIG, {"one": ScriptedBackend()}, nats=nats) as stack:
+        quota = await Bucket.open(stack.services.bus, QUOTA)
+        await quota.put("client.config.ci", b"garbage")
+        await quota.put("client.config.plain", b"garbage")
+        found = [one for one in await findings(tmp_path, stack) if one["level"] == "fail"]
+        assert [one["command"] for one in found] == ["nats kv del tierfall_quota client.config.ci"]
+        assert "ci is answered 503: the ledger's account client.config.ci cannot be read" in found[0]["text"]
 
 
 async def test_a_missing_jetstream_is_told_with_its_price(tmp_path: Path) -> None:

@@ -110,8 +110,10 @@ def targets(stack: Stack) -> list[str]:
         subjects.presence("nobody", "x"),
         subjects.slot("a"),
         f"{base}.x",
-        f"{base}.lease.{worker}",
+        f"{base}.unknown",
+        f"{stack.services.switchboard._leases}.{worker}",
         f"{stack.services.roster._pings}.{worker}",
+        f"{stack.services.roster._pongs}.{worker}.0",
     ]
 
 

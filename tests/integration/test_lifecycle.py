@@ -361,7 +361,7 @@ async def test_rogue_messages_harm_nobody(stack: Stack, garbage: bytes) -> None:
         subjects.slot("nobody"),
         f"{stack.services.switchboard._base}.x",
         f"{stack.services.switchboard._base}.0000000000000001",
-        f"{stack.services.switchboard._base}.lease.nobody",
+        f"{stack.services.switchboard._leases}.nobody",
     ):
         rogue.publish(subject, garbage, reply=rogue.inbox())
         rogue.publish(subject, garbage)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from nats.aio.client import Client
-from nats.js.errors import KeyNotFoundError
+from nats.js.errors import KeyNotFoundError, ServerError
 
 from fakes.buses import Buses
 from fakes.nats_server import NatsServer
 from fakes.polling import until
 from tierfall.errors import BusDown, Conflict, StoreUnavailable
-from tierfall.store import Bucket, jetstream
+from tierfall.store import Bucket, jetstream, names
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -158,12 +158,38 @@ async def test_official_clients_see_the_same(bucket: Bucket, nats_server: NatsSe
         await bucket.delete("a")
         with pytest.raises(KeyNotFoundError):
             await theirs.get("a")
-        await theirs.purge("a")
-        assert await bucket.get("a") is None
+        with pytest.raises(ServerError, match="rollup not permitted"):
+            await theirs.purge("a")  # the header that it sends could wipe every key
         config = (await theirs.status()).stream_info.config
         assert (config.max_msgs_per_subject, config.allow_direct, config.num_replicas) == (1, True, 1)
     finally:
         await client.close()
+
+
+async def test_a_bucket_of_an_older_version_loses_its_rollups(bus_factory: Buses) -> None:
+    """What allows one message to wipe all keys is ended when the bucket is opened; what it holds stays."""
+    bus = await bus_factory()
+    old = Bucket(bus, "old")
+    made = await old._create(1)
+    await jetstream.ask(bus, names.update("old"), {**made, "allow_rollup_hdrs": True})
+    await old.put("a", b"1")
+    assert await rollup(bus, "b") is None
+    assert await old.get("a") is None, "a rollup wipes: the premise of this test"
+    revision = await old.put("a", b"2")
+    opened = await Bucket.open(bus, "old")
+    assert "rollup not permitted" in str(await rollup(bus, "b"))
+    found = await opened.get("a")
+    assert found is not None
+    assert (found.value, found.revision) == (b"2", revision)
+
+
+async def rollup(bus: Bus, key: str) -> jetstream.Refused | None:
+    """What JetStream says to a write that is to replace the whole bucket."""
+    try:
+        await jetstream.ask(bus, names.entry("old", key), b"x", {"Nats-Rollup": "all"})
+    except jetstream.Refused as error:
+        return error
+    return None
 
 
 async def test_no_jetstream_is_said() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tierfall.errors import Internal
+from tierfall.errors import StoreUnreadable
 from tierfall.ledger import (
     Account,
     Bench,
@@ -370,5 +370,5 @@ def test_a_document_stays_small() -> None:
 
 def test_a_foreign_document_is_a_clear_error() -> None:
     """Bytes that are no account are refused, not read as an empty one: that would open every limit."""
-    with pytest.raises(Internal, match="cannot be read"):
+    with pytest.raises(StoreUnreadable, match="cannot be read"):
         unpack_account(b"hello")

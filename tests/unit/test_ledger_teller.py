@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fakes.polling import until
 from fakes.shaky_store import Mood, ShakyStore
-from tierfall.errors import Internal, StoreUnavailable
+from tierfall.errors import StoreUnavailable, StoreUnreadable
 from tierfall.ledger import Grant, Ledger, Limit, Metric, Spent, Window, Wish, teller, unpack_account
 from tierfall.store import Entry
 
@@ -181,7 +181,7 @@ async def test_a_foreign_document_closes_the_limit() -> None:
     store = ShakyStore()
     store.entries["scope"] = Entry("scope", b"not ours", 1)
     one = ledger(store)
-    with pytest.raises(Internal, match="cannot be read"):
+    with pytest.raises(StoreUnreadable, match="cannot be read"):
         await one.reserve("scope", WISH)
     assert store.entries["scope"].value == b"not ours"
     await one.close()

@@ -14,23 +14,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def users(folder: Path, *options: str) -> list[str]:
+def users(folder: Path, *options: str) -> set[str]:
     """Runs the command; the users that the server would know."""
     assert main(["nats-config", "--out", str(folder), *options]) == 0
-    return re.findall(r"^ +# (.+)$", (folder / "nats" / "users.conf").read_text(), re.MULTILINE)
+    found = re.findall(r"^ +# (.+)$", (folder / "nats" / "users.conf").read_text(), re.MULTILINE)
+    assert len(found) == len(set(found))
+    return set(found)
 
 
 def test_a_machine_stays_until_its_folder_goes(tmp_path: Path) -> None:
     """A machine's user outlives a run that does not name it, with its seed; without its folder it is gone."""
-    shared = ["ingress", "worker-vllm", "worker-ollama", "worker-cloud"]
-    assert users(tmp_path) == [*shared, "admin"]
-    assert users(tmp_path, "--worker", "vllm@gpubox") == [*shared, "worker-vllm@gpubox", "admin"]
+    shared = {"ingress", "worker-vllm", "worker-ollama", "worker-cloud", "admin"}
+    assert users(tmp_path) == shared
+    assert users(tmp_path, "--worker", "vllm@gpubox") == {*shared, "worker-vllm@gpubox"}
     seed = (tmp_path / "worker-vllm@gpubox" / "nkey").read_text()
-    both = ["worker-cloud@nuc", "worker-vllm@gpubox"]
-    assert users(tmp_path, "--worker", "cloud@nuc") == [*shared, *both, "admin"]
+    both = {"worker-cloud@nuc", "worker-vllm@gpubox"}
+    assert users(tmp_path, "--worker", "cloud@nuc") == shared | both
     assert (tmp_path / "worker-vllm@gpubox" / "nkey").read_text() == seed
     (tmp_path / "worker-vllm@gpubox" / "nkey").unlink()
-    assert users(tmp_path) == [*shared, "worker-cloud@nuc", "admin"]
+    assert users(tmp_path) == {*shared, "worker-cloud@nuc"}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,17 @@ def test_a_machine_that_is_none(
     assert main(["nats-config", "--out", str(tmp_path), "--worker", given]) != 0
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_each_user_is_in_one_account(tmp_path: Path) -> None:
+    """Those who ask JetStream and may not write all of it are apart; no export stands twice."""
+    users(tmp_path, "--worker", "cloud@nuc", "--worker", "vllm@gpubox")
+    inside, _, apart = (tmp_path / "nats" / "users.conf").read_text().partition("  TIERFALL_CLOUD {")
+    assert re.findall(r"# (worker-cloud.*)", inside) == []
+    assert re.findall(r"# (\S+)", apart) == ["worker-cloud", "worker-cloud@nuc"]
+    for listed in (re.findall(r"{ (?:stream|service): (\S+),", inside), re.findall(r"subject: (\S+)", apart)):
+        assert len(listed) == len(set(listed)) > 8
+        assert not [subject for subject in listed if "nuc" in subject], "a message would come twice"
 
 
 @pytest.mark.parametrize(

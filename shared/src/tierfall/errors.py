@@ -43,6 +43,7 @@
     │  ├─ BusDown                  503     service_unavailable    bus_down                 never
     │  ├─ PayloadTooLarge          413     invalid_request_error  request_too_large        never
     │  ├─ StoreUnavailable         503     service_unavailable    store_unavailable        never
+    │  │  └─ StoreUnreadable       503     service_unavailable    store_unavailable        never
     │  └─ Conflict                 409     service_unavailable    conflict                 never
     ├─ GatewayBusy                 503     service_unavailable    gateway_busy             never
     ├─ Internal                    500     api_error              internal_error           never
@@ -446,6 +447,10 @@ class StoreUnavailable(BusError):
     """JetStream is not there, does not answer, or refuses what has to be kept in it."""
 
     code = "store_unavailable"
+
+
+class StoreUnreadable(StoreUnavailable):
+    """A stored document is not what Tierfall writes; trying again does not help, an operator must mend it."""
 
 
 class Conflict(BusError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tierfall.errors import KeyRefused, ModelForbidden
-from tierfall.keys import digest
+from tierfall.keys import config_scope, digest
 
 if TYPE_CHECKING:
     from tierfall.config import ApiKey, Limits, Server
@@ -83,4 +83,4 @@ class KeyRing:
 def _caller(key: ApiKey, number: int) -> Caller:
     name = key.name or f"key-{number}"
     models = None if key.models is None else frozenset(key.models)
-    return Caller(name, models, Allowance(f"client.config.{name}", key.limits) if key.limits else None)
+    return Caller(name, models, Allowance(config_scope(name), key.limits) if key.limits else None)

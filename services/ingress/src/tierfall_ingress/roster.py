@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import secrets
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from tierfall.protocol import subjects
+from tierfall.protocol.frames import Kind, encode
 from tierfall.protocol.presence import BEAT_STALE_S, Beat, unpack_beat
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 PING_S: Final = 0.25
 """How long a worker may take to say that it is there, before its last beat is believed instead."""
 CONFIRMED_FOR_S: Final = 0.25
+PONG_TOKEN_BYTES: Final = 8
 
 TierState = Literal["up", "loading", "down", "no_workers"]
 _RANK: Final[dict[str, int]] = {"up": 2, "loading": 1, "down": 0}
@@ -49,6 +53,8 @@ class Roster:
         self._next_sweep = 0.0
         self._subscriptions: list[Subscription] = []
         self._pings = bus.inbox()
+        self._pongs = bus.reply_inbox()
+        self._secret = secrets.token_bytes()
         self._confirmed: dict[str, float] = {}
         self._asked: dict[str, asyncio.Future[None]] = {}
 
@@ -57,7 +63,8 @@ class Roster:
         self._subscriptions = [
             await self._bus.subscribe(subjects.PRESENCE_ALL, self._on_beat),
             await self._bus.subscribe(subjects.SLOTS_ALL, self._on_slot),
-            await self._bus.subscribe(f"{self._pings}.>", self._on_pong),
+            await self._bus.subscribe(f"{self._pings}.*", self._on_ping_status),
+            await self._bus.subscribe(f"{self._pongs}.*.*", self._on_pong),
         ]
 
     async def close(self) -> None:
@@ -105,15 +112,28 @@ class Roster:
         if self._loop.time() - self._confirmed.get(worker, float("-inf")) < CONFIRMED_FOR_S:
             asked.set_result(None)
         elif self._bus.connected:
-            self._bus.publish(subjects.control(worker), b"", reply=f"{self._pings}.{worker}")
+            ping = encode(Kind.PING, 0, 0, self._pong_of(worker).encode())
+            self._bus.publish(subjects.control(worker), ping, reply=f"{self._pings}.{worker}")
         return asked
 
-    def _on_pong(self, message: Message) -> None:
-        worker = message.subject.rpartition(".")[2]
+    def _pong_of(self, worker: str) -> str:
+        """Where this worker answers pings: with a token that only it is sent, so no other can for it."""
+        token = hashlib.blake2b(worker.encode(), digest_size=PONG_TOKEN_BYTES, key=self._secret).hexdigest()
+        return f"{self._pongs}.{worker}.{token}"
+
+    def _on_ping_status(self, message: Message) -> None:
         if message.no_responders:
+            worker = message.subject.rpartition(".")[2]
             self.drop(worker)
-        else:
+            self._answered(worker)
+
+    def _on_pong(self, message: Message) -> None:
+        worker = message.subject.split(".")[-2]
+        if message.subject == self._pong_of(worker):
             self._confirmed[worker] = self._loop.time()
+            self._answered(worker)
+
+    def _answered(self, worker: str) -> None:
         asked = self._asked.pop(worker, None)
         if asked is not None and not asked.done():
             asked.set_result(None)

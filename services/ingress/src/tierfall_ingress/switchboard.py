@@ -3,6 +3,9 @@
 All replies to one ingress come to one wildcard inbox; frames carry the stream they belong to. Each half
 second one message per worker renews the leases of all its streams; it carries a reply subject, so if the
 worker is dead NATS itself says *no responders* and every line to it ends at once.
+
+NATS's 503 is nothing but bytes that a worker could publish too. So the leases' reply subject is in a private
+inbox, to which no worker may publish; what a worker has to say to a lease goes to the inbox for replies.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
+from tierfall.bus.throttle import Throttle
 from tierfall.errors import WorkerLost
 from tierfall.protocol import subjects
 from tierfall.protocol.envelope import pack
@@ -35,7 +39,6 @@ FIRST_PART_BYTES: Final = 128 * 1024
 PART_BYTES: Final = 512 * 1024
 """How much of the rest goes in one message: a larger one would hold up all that is queued behind it."""
 ENVELOPE_RESERVE_BYTES: Final = 16 * 1024
-_LEASE_TOKEN: Final = "lease"  # noqa: S105 - a subject token, no secret
 
 _log: Final = logging.getLogger("tierfall.ingress")
 
@@ -57,15 +60,21 @@ class Switchboard:
         self._bus = bus
         self._on_lost = on_lost
         self.loop = asyncio.get_running_loop()
-        self._base = bus.inbox()
+        self._base = bus.reply_inbox()
+        self._unknown_to = f"{self._base}.unknown".encode()
+        self._leases = bus.inbox()
         self._lines: dict[int, Line] = {}
+        self._throttle = Throttle()
         self._recovered_at = 0.0
-        self._inbox: Subscription | None = None
+        self._subscriptions: list[Subscription] = []
         self._leasing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Subscribes the inbox and begins to renew leases."""
-        self._inbox = await self._bus.subscribe(f"{self._base}.>", self._on_message)
+        """Subscribes both inboxes and begins to renew leases."""
+        self._subscriptions = [
+            await self._bus.subscribe(f"{self._base}.>", self._on_message),
+            await self._bus.subscribe(f"{self._leases}.*", self._on_lease_status),
+        ]
         self._leasing = asyncio.create_task(self._renew_leases(), name="leases")
         self._bus.on_state(self._on_bus_state)
 
@@ -75,8 +84,8 @@ class Switchboard:
             line.fail(WorkerLost("the ingress is stopping"))
         if self._leasing is not None:
             self._leasing.cancel()
-        if self._inbox is not None:
-            await self._inbox.close()
+        for subscription in self._subscriptions:
+            await subscription.close()
 
     @property
     def open_lines(self) -> int:
@@ -117,31 +126,37 @@ class Switchboard:
                 elif frame.kind is Kind.ACCEPTED:
                     self._turn_down(frame)
         except FrameError as error:
-            _log.warning("dropped a reply: %s", error)
+            self._log_dropped("a reply", str(error))
 
     def _turn_down(self, frame: Frame) -> None:
         """A worker accepted what nobody waits for any longer."""
         worker = frame.payload.decode("ascii", "replace")
         if not subjects.WORKER_ID.fullmatch(worker):
-            _log.warning("dropped an acceptance: it names no worker")
+            self._log_dropped("an acceptance", "it names no worker")
             return
         self._bus.publish(subjects.control(worker), encode(Kind.CANCEL, frame.stream, 0, b"too_late"))
 
+    def _log_dropped(self, what: str, why: str) -> None:
+        held = self._throttle.pass_(what)  # any worker may send as many of them as it likes
+        if held is not None:
+            _log.warning("dropped %s: %s (%d more since the last such line)", what, why, held)
+
     def _on_no_responders(self, token: str) -> None:
-        kind, _, worker = token.partition(".")
-        if kind == _LEASE_TOKEN:
-            if self.loop.time() < self._recovered_at:
-                return  # NATS was away: the worker may be on its way back, with its answers
-            for line in [line for line in self._lines.values() if line.worker == worker]:
-                line.fail(WorkerLost(f"worker {worker} is gone"))
-            self._on_lost(worker)
-            return
+        """Nobody took a request, as NATS says, or the worker that has it: it could end its stream anyway."""
         try:
             unanswered = self._lines.get(int(token, 16))
         except ValueError:
             return
-        if unanswered is not None:
+        if unanswered is not None and not unanswered.accepted:
             unanswered.no_responders()
+
+    def _on_lease_status(self, message: Message) -> None:
+        if not message.no_responders or self.loop.time() < self._recovered_at:
+            return  # NATS was away: the worker may be on its way back, with its answers
+        worker = message.subject[len(self._leases) + 1 :]
+        for line in [line for line in self._lines.values() if line.worker == worker]:
+            line.fail(WorkerLost(f"worker {worker} is gone"))
+        self._on_lost(worker)
 
     def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature
         """What no worker holds when NATS goes away may never have reached one: it is sent again."""
@@ -163,9 +178,9 @@ class Switchboard:
         leases: defaultdict[str, list[bytes]] = defaultdict(list)
         for line in self._lines.values():
             if line.worker:
-                leases[line.worker].append(encode(Kind.LEASE, line.stream, 0))
+                leases[line.worker].append(encode(Kind.LEASE, line.stream, 0, self._unknown_to))
         for worker, frames in leases.items():
-            reply = f"{self._base}.{_LEASE_TOKEN}.{worker}"
+            reply = f"{self._leases}.{worker}"
             self._bus.publish(subjects.control(worker), b"".join(frames), reply=reply)
 
     def _fail_unaccepted(self) -> None:

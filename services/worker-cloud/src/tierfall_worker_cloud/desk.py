@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import (
     BusError,
-    Internal,
     QuotaExhausted,
     QuotaUnknown,
     RateLimited,
@@ -112,7 +111,7 @@ class Desk:
             return await self._reserve(ask, usable, self._book, plan)
         except Spent as spent:
             raise soonest([*refused, as_error(spent)]) from None
-        except (BusError, Internal, TimeoutError) as error:
+        except (BusError, TimeoutError) as error:
             said = error.message if isinstance(error, TierfallError) else "JetStream gave no answer in time"
             raise QuotaUnknown(f"what is left of the quota of {ask.model} is not known: {said}") from error
 

@@ -10,6 +10,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tierfall.bus import headers as header_block
+from tierfall.bus import nkey
 from tierfall.bus.dialer import Dialer
 from tierfall.bus.options import BusCounters, BusOptions
 from tierfall.bus.outbox import Outbox
@@ -38,6 +39,8 @@ RECONNECT_MAX_S: Final = 1.0
 STEADY_S: Final = 2.0
 """A connection that lasted so long was a good one: the next reconnect starts without a long wait."""
 CLOSE_TIMEOUT_S: Final = 5.0
+INBOX_BYTES: Final = 11
+"""Random bytes in the name of an inbox: it cannot be guessed."""
 
 
 class Bus:
@@ -134,8 +137,20 @@ class Bus:
         return subscription
 
     def inbox(self) -> str:
-        """A subject that nobody else knows, under this client's prefix."""
-        return f"{self._dialer.inbox_prefix}.{secrets.token_hex(11)}"
+        """A new private subject: only nats-server itself answers there (its 503, JetStream).
+
+        With the users of ``tierfall nats-config`` no other user may publish to it. What other services are to
+        answer needs a :meth:`reply_inbox`.
+        """
+        return f"{self._dialer.inbox_prefix}.{secrets.token_hex(INBOX_BYTES)}"
+
+    def reply_inbox(self) -> str:
+        """A new subject that workers may publish to, under the reply prefix of this client.
+
+        Any worker may: so what arrives there is to be believed only as far as it proves where it comes from,
+        and a 503 may be forged.
+        """
+        return f"{self._dialer.inbox_prefix}.{nkey.REPLIES}.{secrets.token_hex(INBOX_BYTES)}"
 
     async def flush(self) -> None:
         """Waits until the server has handled all that was published, joined and left before.
@@ -152,7 +167,10 @@ class Bus:
     async def request(
         self, subject: str, payload: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None
     ) -> Message:
-        """One request and its first answer, which may be the server's 503; for tools, tests and JetStream.
+        """One request and its first answer, which may be the server's 503; for what nats-server answers.
+
+        The answer comes to a private :meth:`inbox`, so a service whose user may not publish there cannot
+        answer.
 
         Raises:
             TimeoutError: No answer within ``timeout_s``.

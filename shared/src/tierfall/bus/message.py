@@ -19,7 +19,11 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     """Where an answer is awaited; empty if nobody waits."""
     data: bytes
     no_responders: bool = False
-    """Whether this is the server's 503: nobody is subscribed to the subject that a request was sent to."""
+    """Whether this is the server's 503: nobody is subscribed to the subject that a request was sent to.
+
+    A client may publish the same bytes. So it proves something only where no other user may publish: on a
+    :meth:`tierfall.bus.Bus.inbox`, not on a :meth:`tierfall.bus.Bus.reply_inbox`.
+    """
     headers: bytes = b""
     """The whole header block, for :mod:`tierfall.bus.headers` to read; empty in a message without."""
 

@@ -20,6 +20,8 @@ PLAIN_INBOX: Final = "_INBOX"
 """The inbox prefix of a client without a key, and of the ``nats`` command."""
 INBOX_KEY_CHARACTERS: Final = 16
 """How much of the public key an inbox prefix holds: 75 bits, and a subject that people can still read."""
+REPLIES: Final = "r"
+"""The token behind an inbox prefix under which other users may publish; the rest is the server's alone."""
 SEED_BYTES: Final = 32
 
 _USER: Final = 20 << 3

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tierfall.bus.message import Callback, Message
 
 PREFIX: Final = "$SRV"
+VERBS: Final = ("PING", "INFO", "STATS")
 TYPE: Final = "io.nats.micro.v1"
 NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 VERSION: Final = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
@@ -85,7 +86,7 @@ class Service:
 
     def routes(self) -> Iterator[tuple[str, Callback]]:
         """The nine subjects with their callbacks; without a queue group, as every instance answers."""
-        for verb, answer in (("PING", self._ping), ("INFO", self._info), ("STATS", self._stats_now)):
+        for verb, answer in zip(VERBS, (self._ping, self._info, self._stats_now), strict=True):
             for scope in ("", f".{self._identity['name']}", f".{self._identity['name']}.{self._id}"):
                 yield f"{PREFIX}.{verb}{scope}", self._answering(answer)
 

@@ -5,8 +5,16 @@ takes another kind's requests or asks anything itself. Replies are allowed by th
 ``allow_responses``: what the server allows for a response it forgets with the connection, so that after a
 reconnect the streams in flight would be refused.
 
-In JetStream an ingress makes both buckets, writes quotas and follows both; a cloud worker reads and writes
-the quotas; ``admin`` reads and writes what is there, for ``tierfall keys`` and the ``nats kv`` command.
+Of an ingress's inbox a worker may publish to the part for replies alone. The rest is between that ingress and
+the server: JetStream's answers, entries of buckets, NATS's 503 for a worker that is gone.
+
+In JetStream an ingress makes both buckets, follows both and writes the clients' accounts; a cloud worker
+reads the quotas and writes the providers' accounts; ``admin`` reads and writes what is there, for
+``tierfall keys`` and the ``nats kv`` command.
+
+nats-server answers to whatever reply subject a message names, and asks for no permission there: the answer
+to a write, sent to a client's account, would be stored as that account. So the users of cloud workers are in
+a NATS account of their own, into which the other exports what they need: answers stay in the asking account.
 """
 
 from __future__ import annotations
@@ -18,13 +26,15 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tierfall.bus import nkey
+from tierfall.bus.service import PREFIX as DISCOVERY
+from tierfall.bus.service import VERBS
 from tierfall.cli.up.nats import LIMITS, STORE_NAME, jetstream, quoted
 from tierfall.errors import ConfigError
 from tierfall.protocol import subjects
 from tierfall.store import names as store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
     from typing import TextIO
 
@@ -34,12 +44,17 @@ KINDS: Final = ("vllm", "ollama", "cloud")
 SEED_NAME: Final = "nkey"
 """The file in each user's folder."""
 WORKER: Final = "worker-"
+ADMIN: Final = "admin"
 SERVER_FOLDER: Final = "nats"
 ROUTES_NAME: Final = "route-password"
 """The file with what the servers of a cluster show each other."""
 ROUTES_BYTES: Final = 24
-DISCOVERY: Final = "$SRV.>"
+SERVER_TIME: Final = "$SYS.REQ.USER.INFO"
+"""What the doctor compares clocks with, as the admin or beside an ingress."""
 ANY_TIER: Final = "*"
+ACCOUNT: Final = "TIERFALL"
+APART: Final = "TIERFALL_CLOUD"
+"""The account of those who ask JetStream and may not write all of it: where its answer goes they choose."""
 
 SERVER_CONF: Final = f"""\
 # Written by `tierfall nats-config`. Who may do what stands in users.conf beside it.
@@ -50,6 +65,10 @@ http: 127.0.0.1:8222 # health and numbers, without a password: for this machine 
 """
 
 
+_ASKING: Final = (subjects.chat(">"), f"{subjects.PREFIX}.ctl.>")
+"""Requests, and what goes to the workers that took them."""
+
+
 class User(msgspec.Struct, frozen=True, kw_only=True):
     """One user of the server: a subject in ``subscribe`` may be followed by the only queue group allowed."""
 
@@ -57,6 +76,8 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     public_key: str
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    apart: bool = False
+    """Whether it is in an account of its own, from which only these subjects lead into the other."""
 
 
 def run(
@@ -119,7 +140,7 @@ def run(
 def user_names(ingresses: int, machines: Sequence[str] = ()) -> list[str]:
     """The users: each ingress, each kind of worker, those of machines, and one for people."""
     front = ["ingress"] if ingresses == 1 else [f"ingress-{number}" for number in range(ingresses)]
-    return [*front, *(f"{WORKER}{name}" for name in (*KINDS, *machines)), "admin"]
+    return [*front, *(f"{WORKER}{name}" for name in (*KINDS, *machines)), ADMIN]
 
 
 def users(keys: dict[str, str], config: Config | None) -> list[User]:
@@ -129,60 +150,118 @@ def users(keys: dict[str, str], config: Config | None) -> list[User]:
         keys: Name to public key.
         config: As for :func:`run`.
     """
-    inboxes = {name: f"{nkey.inbox_prefix(key)}.>" for name, key in keys.items()}
-    people = (inboxes["admin"], f"{nkey.PLAIN_INBOX}.>")
-    askers = (*(inbox for name, inbox in inboxes.items() if name.startswith("ingress")), *people)
+    askers = [nkey.inbox_prefix(key) for name, key in keys.items() if not name.startswith(WORKER)]
+    replies = [f"{inbox}.{nkey.REPLIES}.>" for inbox in (*askers, nkey.PLAIN_INBOX)]
     found = []
     for name, key in keys.items():
         if name.startswith(WORKER):
-            found.append(_worker(name, key, config, askers))
+            found.append(_worker(name, key, config, replies))
         else:
-            mine = people if name == "admin" else (inboxes[name],)
-            more = (DISCOVERY, *_by_hand()) if name == "admin" else _of_ingress()
-            found.append(
-                User(
-                    name=name,
-                    public_key=key,
-                    publish=(subjects.chat(">"), f"{subjects.PREFIX}.ctl.>", *more),
-                    subscribe=(subjects.PRESENCE_ALL, subjects.SLOTS_ALL, *mine),
-                )
-            )
+            found.append(_admin(name, key) if name == ADMIN else _ingress(name, key))
     return found
 
 
 def users_conf(found: Iterable[User]) -> str:
     """The users in nats-server's notation."""
-    lines = ["# Written by `tierfall nats-config`: public keys and permissions, no secret."]
-    lines += ["accounts {", "  TIERFALL {", "    jetstream: enabled", "    users = ["]
+    apart: list[User] = []
+    inside: list[User] = []
     for user in found:
-        lines += [
-            f"      # {user.name}",
-            f"      {{ nkey: {user.public_key}, permissions: {{",
-            f"          publish: {_list(user.publish)}",
-            f"          subscribe: {_list(user.subscribe)} }} }}",
+        (apart if user.apart else inside).append(user)
+    heard, said = _across(apart)
+    return "\n".join(
+        [
+            "# Written by `tierfall nats-config`: public keys and permissions, no secret.",
+            f"# What the server answers to {APART} goes to no subject of {ACCOUNT}: hence two accounts.",
+            "accounts {",
+            f"  {ACCOUNT} {{",
+            "    jetstream: enabled",
+            *_users(inside),
+            "    exports = [",
+            *(f"      {{ stream: {quoted(name)}, accounts: [{APART}] }}" for name in heard),
+            *(f"      {{ service: {quoted(name)}, accounts: [{APART}] }}" for name in said),
+            "    ]",
+            "  }",
+            f"  {APART} {{",
+            *_users(apart),
+            "    imports = [",
+            *(f"      {{ stream: {{ account: {ACCOUNT}, subject: {quoted(name)} }} }}" for name in heard),
+            *(f"      {{ service: {{ account: {ACCOUNT}, subject: {quoted(name)} }} }}" for name in said),
+            "    ]",
+            "  }",
+            "}",
+            "",
         ]
-    return "\n".join([*lines, "    ]", "  }", "}", ""])
+    )
 
 
-def _worker(name: str, key: str, config: Config | None, askers: Iterable[str]) -> User:
+def _across(apart: Iterable[User]) -> tuple[list[str], list[str]]:
+    """What users in an account of their own hear of the other account, and what they say in it."""
+    heard: dict[str, None] = {}
+    said: dict[str, None] = {}
+    for user in apart:
+        if "@" in user.name:
+            continue  # part of what its kind may: of two imports that overlap, each would deliver
+        subscribed = (subject.partition(" ")[0] for subject in user.subscribe)
+        heard |= dict.fromkeys(subject for subject in subscribed if not subject.startswith(nkey.PLAIN_INBOX))
+        # JetStream's API as a whole: of a part, the server would answer for this account, which has none.
+        asked = (f"{store.API}.>" if subject.startswith(store.API) else subject for subject in user.publish)
+        said |= dict.fromkeys(asked)
+    return list(heard), list(said)
+
+
+def _users(found: Iterable[User]) -> Iterator[str]:
+    yield "    users = ["
+    for user in found:
+        yield f"      # {user.name}"
+        yield f"      {{ nkey: {user.public_key}, permissions: {{"
+        yield f"          publish: {_list(user.publish)}"
+        yield f"          subscribe: {_list(user.subscribe)} }} }}"
+    yield "    ]"
+
+
+def _ingress(name: str, key: str) -> User:
+    return User(
+        name=name,
+        public_key=key,
+        publish=(*_ASKING, SERVER_TIME, *_of_ingress()),
+        subscribe=(subjects.PRESENCE_ALL, subjects.SLOTS_ALL, f"{nkey.inbox_prefix(key)}.>"),
+    )
+
+
+def _admin(name: str, key: str) -> User:
+    """For ``tierfall doctor``, ``tierfall keys``, ``tierfall quota`` and the ``nats`` command."""
+    return User(
+        name=name,
+        public_key=key,
+        publish=(*_ASKING, f"{DISCOVERY}.>", SERVER_TIME, *_by_hand()),
+        subscribe=(subjects.PRESENCE_ALL, f"{nkey.inbox_prefix(key)}.>", f"{nkey.PLAIN_INBOX}.>"),
+    )
+
+
+def _worker(name: str, key: str, config: Config | None, replies: Iterable[str]) -> User:
     kind, _, machine = name.removeprefix(WORKER).partition("@")
     tiers = _tiers(kind, config)
+    counts = kind == "cloud"
+    service = subjects.service(kind)
     return User(
         name=name,
         public_key=key,
         publish=(
             *(subjects.presence(tier, "*") for tier in tiers),
             *(subjects.slot(tier) for tier in tiers),
-            *askers,
+            *replies,
             # The bucket is made by an ingress: who may make one could have it record requests.
-            *(store.to_use(store.QUOTA) if kind == "cloud" else ()),
+            *(store.to_use(store.QUOTA, store.PROVIDERS) if counts else ()),
         ),
         subscribe=(
             *(f"{subjects.chat(tier)} {subjects.QUEUE_GROUP}" for tier in tiers),
             subjects.control_of(kind, machine or "*"),
-            DISCOVERY,
-            f"{nkey.inbox_prefix(key)}.>",
+            # Verb by verb: where a list allows `$SRV.*`, nats-server also allows to subscribe to `$SRV.>`.
+            *(f"{DISCOVERY}.{verb}{name}" for verb in VERBS for name in ("", f".{service}", f".{service}.*")),
+            # For JetStream's answers: no worker asks anything else.
+            *((f"{nkey.inbox_prefix(key)}.>",) if counts else ()),
         ),
+        apart=counts,
     )
 
 
@@ -217,9 +296,10 @@ def _keep(path: Path, secret: str) -> None:
 
 
 def _of_ingress() -> list[str]:
-    """What it does in JetStream. It makes no client keys."""
-    made = [subject for bucket in (store.QUOTA, store.KEYS) for subject in store.to_make(bucket)]
-    return [*made, *store.to_use(store.QUOTA), *store.to_watch(store.QUOTA), *store.to_watch(store.KEYS)]
+    """What it does in JetStream. It makes no client keys and counts nothing for a provider."""
+    buckets = (store.QUOTA, store.KEYS)
+    made = [subject for bucket in buckets for do in (store.to_make, store.to_watch) for subject in do(bucket)]
+    return [*made, *store.to_use(store.QUOTA, store.CLIENTS)]
 
 
 def _by_hand() -> list[str]:

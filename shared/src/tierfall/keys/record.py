@@ -8,6 +8,7 @@ import msgspec
 
 from tierfall.config import Limits, Rate, Spend
 from tierfall.config.scalars import rate, show_rate, spend
+from tierfall.store import CLIENTS
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -28,7 +29,12 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, f
     @property
     def scope(self) -> str:
         """Its account in the ledger."""
-        return f"client.{self.id}"
+        return f"{CLIENTS}.{self.id}"
+
+
+def config_scope(name: str) -> str:
+    """The account in the ledger of a key that stands in the config."""
+    return f"{CLIENTS}.config.{name}"
 
 
 def pack_record(record: KeyRecord) -> bytes:

@@ -7,7 +7,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Final
 
-from tierfall.errors import BusError, ConfigError, Conflict, StoreUnavailable
+from tierfall.errors import BusError, ConfigError, Conflict, StoreUnavailable, StoreUnreadable
 from tierfall.keys.record import KeyRecord, pack_record, unpack_record
 from tierfall.keys.secret import digest, hint, new_key
 from tierfall.ledger import Ledger
@@ -104,7 +104,14 @@ class KeyStore:
             BusError: It cannot be read; the message says why.
         """
         ledger = Ledger(self._quota)
-        return {name: await ledger.look(record.scope) for name, record in keys.items() if record.limits}
+        found = {}
+        for name, record in keys.items():
+            if record.limits:
+                try:
+                    found[name] = await ledger.look(record.scope)
+                except StoreUnreadable as error:
+                    raise StoreUnreadable(f"what {name} has used is not known: {error.message}") from None
+        return found
 
     async def revoke(self, name: str) -> bool:
         """Ends a key; no ingress lets it in any more within a second. Requests under way go on.

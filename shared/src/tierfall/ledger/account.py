@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tierfall.errors import Internal
+from tierfall.errors import StoreUnreadable
 from tierfall.ledger.limit import Limit, Window
 
 if TYPE_CHECKING:
@@ -153,13 +153,13 @@ def pack_account(account: Account) -> bytes:
     return _encoder.encode(account)
 
 
-def unpack_account(document: bytes) -> Account:
-    """The reverse of :func:`pack_account`.
+def unpack_account(document: bytes, scope: str = "?") -> Account:
+    """The reverse of :func:`pack_account`; ``scope`` names it in the message.
 
     Raises:
-        Internal: The bytes are no such document: somebody else wrote into the bucket.
+        StoreUnreadable: The bytes are no such document: another program wrote into the bucket.
     """
     try:
         return _decoder.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Internal(f"a document of the ledger cannot be read: {error}") from None
+        raise StoreUnreadable(f"the ledger's account {scope} cannot be read: {error}") from None

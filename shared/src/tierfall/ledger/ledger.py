@@ -104,7 +104,7 @@ class Ledger:
             BusError, TimeoutError: The store does not answer.
         """
         entry = await self._store.get(scope)
-        return unpack_account(entry.value) if entry is not None else Account()
+        return unpack_account(entry.value, scope) if entry is not None else Account()
 
     async def close(self) -> None:
         """Writes what is still to be settled, within a few seconds."""

@@ -11,7 +11,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tierfall.errors import BusDown, BusError, Conflict, PayloadTooLarge
+from tierfall.errors import BusDown, BusError, Conflict, PayloadTooLarge, StoreUnreadable
 from tierfall.ledger.account import Account, Stamp, pack_account, unpack_account
 from tierfall.ledger.booking import reserve
 from tierfall.ledger.spent import Spent
@@ -111,7 +111,7 @@ class Teller:
     @property
     def account(self) -> Account:
         """The document as it was last read or written here."""
-        return unpack_account(self._document) if self._revision else Account()
+        return unpack_account(self._document, self._scope) if self._revision else Account()
 
     def put(self, what: WishSlip | Change) -> None:
         """Adds to the next batch, which begins with the next turn of the loop."""
@@ -233,8 +233,11 @@ class Teller:
 
     def _give_up(self, batch: list[WishSlip | Change], error: Exception) -> list[WishSlip | Change]:
         """Tells those who have waited long enough; what is left of the batch is tried again."""
-        if not isinstance(error, (BusError, TimeoutError)) or isinstance(error, PayloadTooLarge):
-            _log.error("the document %s cannot be changed", self._scope, exc_info=error)
+        known = isinstance(error, (BusError, TimeoutError))
+        if not known or isinstance(error, (PayloadTooLarge, StoreUnreadable)):
+            # One that cannot be read stays as it is: to write over it would open a limit that may be spent.
+            trace = None if known else error
+            _log.error("the document %s cannot be changed: %s", self._scope, error, exc_info=trace)
             self._fail(batch, error)
             self._revision, self._document, self._read_at = 0, b"", float("-inf")
             self._unknown.clear()

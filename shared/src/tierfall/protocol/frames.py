@@ -48,13 +48,18 @@ class Kind(enum.IntEnum):
     """payload: u64, how many bytes of the request body the ingress may have sent in all."""
 
     LEASE = 16
-    """The ingress still wants this stream; payload: empty."""
+    """The ingress still wants this stream; payload: the subject for an ERROR if the worker does not know it.
+
+    The message's reply subject is for NATS's 503 alone: a worker may not publish there.
+    """
     CREDIT = 17
     """payload: u64, how many bytes of this stream the client has taken in all."""
     CANCEL = 18
     """Stop the backend's work; payload: why, ASCII."""
     BODY = 19
     """A further part of a request body, as far as BODY_CREDIT allows."""
+    PING = 20
+    """Asks whether the worker is there; payload: the subject for an empty answer. Reply subject as LEASE."""
 
 
 class Frame(NamedTuple):

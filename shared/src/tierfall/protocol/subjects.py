@@ -16,6 +16,8 @@ TIER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 WORKER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 """What a worker may call itself: a safe subject token, and safe in a header."""
 
+ANSWER: Final = re.compile(rb"[!-)+-=?-~]{1,255}")
+"""A subject to publish to: printable, without wildcards."""
 LONGEST_MACHINE: Final = 40
 """Characters of a machine's name in a worker's id."""
 KNOWN_WORKERS: Final = 4096
@@ -49,6 +51,16 @@ def control(worker: str) -> str:
 def control_of(kind: str, machine: str = "*") -> str:
     """Every :func:`control` of one kind of worker, on one machine or on all."""
     return f"{PREFIX}.ctl.{kind}.{machine}.*"
+
+
+def service(kind: str) -> str:
+    """What workers of this kind are called in NATS's service discovery."""
+    return f"tierfall-worker-{kind}"
+
+
+def answer(payload: bytes) -> str:
+    """The subject that a LEASE or PING wants its answer on, from its payload; empty if it names none."""
+    return payload.decode("ascii") if ANSWER.fullmatch(payload) else ""
 
 
 def presence(tier: str, worker: str) -> str:

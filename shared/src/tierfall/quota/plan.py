@@ -9,6 +9,7 @@ import msgspec
 
 from tierfall.config import CloudTier
 from tierfall.ledger import Limit, Metric, Pace, Window
+from tierfall.store import PROVIDERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +96,7 @@ def scope_of(name: str, tier: CloudTier, index: int) -> str:
     """
     source = tier.keys[index].source
     owner = tier.provider if source else name
-    return f"provider.{_UNSAFE.sub('_', owner)}.{key_label(tier, index)}"
+    return f"{PROVIDERS}.{_UNSAFE.sub('_', owner)}.{key_label(tier, index)}"
 
 
 def _quota_of(config: Config, model: Model) -> Quota:

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from tierfall.errors import Internal
+from tierfall.errors import StoreUnreadable
 from tierfall.ledger import unpack_account
 from tierfall.quota.plan import plans
 from tierfall.quota.standing import refusal, standing_of
@@ -81,6 +81,6 @@ class QuotaView:
             self._accounts.pop(entry.key, None)
             return
         try:
-            self._accounts[entry.key] = unpack_account(entry.value)
-        except Internal as error:
-            _log.error("%s: %s", entry.key, error.message)
+            self._accounts[entry.key] = unpack_account(entry.value, entry.key)
+        except StoreUnreadable as error:
+            _log.error("%s", error.message)

@@ -2,7 +2,7 @@
 
 from tierfall.store.bucket import Bucket
 from tierfall.store.entry import Entry
-from tierfall.store.names import KEYS, QUOTA
+from tierfall.store.names import CLIENTS, KEYS, PROVIDERS, QUOTA
 from tierfall.store.watch import Watch
 
-__all__ = ["KEYS", "QUOTA", "Bucket", "Entry", "Watch"]
+__all__ = ["CLIENTS", "KEYS", "PROVIDERS", "QUOTA", "Bucket", "Entry", "Watch"]

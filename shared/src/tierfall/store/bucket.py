@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tierfall.errors import Conflict, StoreUnavailable
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 CLUSTER_REPLICAS: Final = 3
 LISTED_WITHIN_S: Final = 10.0
+ROLLUP: Final = "allow_rollup_hdrs"
+"""Whether one message to any key may wipe all others (``Nats-Rollup: all``). Nothing here needs it."""
 DUPLICATES_NS: Final = 120 * 10**9
+
+
+logger = logging.getLogger("tierfall.store")
 
 
 class Bucket:
@@ -54,6 +60,7 @@ class Bucket:
         self.name = name
         self._bus = bus
         self._replicas = replicas
+        self._checked = False
 
     @classmethod
     async def open(cls, bus: Bus, name: str, *, replicas: int = 0) -> Self:
@@ -65,6 +72,8 @@ class Bucket:
     async def ensure(self) -> None:
         """Makes the bucket if it is not there, and keeps it on as many servers as configured.
 
+        One that an older version made allows rollups: that is ended, if this user may.
+
         Raises:
             StoreUnavailable: There is no JetStream, or it refuses; the message says what to change.
             BusDown: NATS is not connected.
@@ -72,7 +81,11 @@ class Bucket:
         try:
             found = await self._info() or await self._create(self._replicas or CLUSTER_REPLICAS)
             if self._replicas and found.get("num_replicas", 1) != self._replicas:
-                await ask(self._bus, names.update(self.name), {**found, "num_replicas": self._replicas})
+                found["num_replicas"] = self._replicas
+                await ask(self._bus, names.update(self.name), found)
+            if not self._checked and found.get(ROLLUP):
+                await self._end_rollup(found)
+            self._checked = True
         except Refused as error:
             hint = "; set nats.replicas: 1" if error.number == NO_CLUSTER else ""
             raise StoreUnavailable(f"JetStream refuses the bucket {self.name}: {error.text}{hint}") from None
@@ -166,7 +179,7 @@ class Bucket:
             "num_replicas": replicas,
             "max_msgs_per_subject": 1,
             "discard": "new",
-            "allow_rollup_hdrs": True,
+            ROLLUP: False,
             "deny_delete": True,
             "allow_direct": True,
             "duplicate_window": DUPLICATES_NS,
@@ -186,6 +199,13 @@ class Bucket:
                 raise
             return found
         return wanted
+
+    async def _end_rollup(self, found: dict[str, Any]) -> None:
+        try:
+            await ask(self._bus, names.update(self.name), {**found, ROLLUP: False})
+        except (Refused, StoreUnavailable) as error:
+            text = "the bucket %s still allows rollups, so a user who may write one key may wipe all: %s"
+            logger.warning(text, self.name, error)
 
     async def _last(self, key: str) -> Entry | None:
         try:

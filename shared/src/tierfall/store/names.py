@@ -11,6 +11,10 @@ from typing import Final
 
 QUOTA: Final = "tierfall_quota"
 """How much of which quota is spent."""
+PROVIDERS: Final = "provider"
+"""The first token of its keys for the accounts of providers' keys, which cloud workers write."""
+CLIENTS: Final = "client"
+"""Of those for the accounts of client keys, which ingresses write."""
 KEYS: Final = "tierfall_keys"
 """The client keys made with ``tierfall keys``."""
 
@@ -66,9 +70,14 @@ def consume(bucket: str, consumer: str) -> str:
     return f"{API}.CONSUMER.CREATE.{stream(bucket)}.{consumer}"
 
 
-def to_use(bucket: str) -> tuple[str, ...]:
-    """What a user must be allowed to publish so as to read and write a bucket that is there."""
-    return (info(bucket), read(bucket), entries(bucket))
+def to_use(bucket: str, under: str = "") -> tuple[str, ...]:
+    """What a user must be allowed to publish so as to read a bucket that is there, and to write in it.
+
+    Args:
+        bucket: Its name.
+        under: Only keys below this first token may be written; all may be read.
+    """
+    return (info(bucket), read(bucket), f"$KV.{bucket}.{under}.>" if under else entries(bucket))
 
 
 def to_watch(bucket: str) -> tuple[str, ...]:

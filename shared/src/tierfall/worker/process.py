@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 LEASE_LAPSES_S: Final = 6.0
 """A stream whose ingress was silent for this long is stopped; the ingress renews every 0.5 s."""
 SWEEP_EVERY_S: Final = 1.0
+ID_BYTES: Final = 6
+"""Random bytes in a worker's id: too many to meet twice, or to try."""
 DRAIN_S: Final = 60.0
 """How long a worker that was told to stop lets its requests finish."""
 
@@ -42,8 +44,8 @@ _log: Final = logging.getLogger("tierfall.worker")
 
 
 def worker_id(kind: str) -> str:
-    """An id that says what and where it is, and is a safe subject token: ``vllm-gpubox-3f9a``."""
-    return f"{kind}-{subjects.machine_of(socket.gethostname())}-{secrets.token_hex(2)}"
+    """An id that says what and where it is, and is a safe subject token: ``vllm-gpubox-3f9a07c2b15d``."""
+    return f"{kind}-{subjects.machine_of(socket.gethostname())}-{secrets.token_hex(ID_BYTES)}"
 
 
 class WorkerProcess:
@@ -94,7 +96,7 @@ class WorkerProcess:
         self._sweeping = asyncio.create_task(self._sweep(), name="lease sweep")
         await self.apply(config)
         await self._bus.add_service(
-            name=f"tierfall-worker-{self._kind}",
+            name=subjects.service(self._kind),
             version=__version__,
             description=f"Tierfall worker for {self._kind} backends",
             metadata={"worker": self.id, "tiers": ",".join(self._stations)},
@@ -174,23 +176,22 @@ class WorkerProcess:
         task.add_done_callback(self._leaving.discard)
 
     def _on_control(self, message: Message) -> None:
-        if not message.data:
-            if message.reply:
-                self._bus.publish(message.reply, b"")  # a ping: somebody is here
-            return
         try:
             for frame in decode(message.data):
-                self._obey(frame, message.reply)
+                self._obey(frame)
         except FrameError as error:
             _log.warning("dropped a control message: %s", error)
 
-    def _obey(self, frame: Frame, reply_to: str) -> None:
+    def _obey(self, frame: Frame) -> None:
+        if frame.kind is Kind.PING:
+            self._answer(frame, b"")
+            return
         job = self._jobs.get(frame.stream)
         if job is None:
-            if frame.kind is Kind.LEASE and reply_to:
+            if frame.kind is Kind.LEASE:
                 # Its last frame was lost, or another process took the request: do not let it hang.
                 unknown = pack_failure(BackendFault("the worker no longer knows this request"))
-                self._bus.publish(reply_to, encode(Kind.ERROR, frame.stream, frame.seq, unknown))
+                self._answer(frame, encode(Kind.ERROR, frame.stream, frame.seq, unknown))
             return
         job.leased_at = asyncio.get_running_loop().time()
         if frame.kind is Kind.CREDIT:
@@ -199,6 +200,10 @@ class WorkerProcess:
             job.cancel(frame.payload.decode("ascii", "replace"))
         elif frame.kind is Kind.BODY:
             job.add_body(frame.seq, frame.payload)
+
+    def _answer(self, frame: Frame, data: bytes) -> None:
+        if subject := subjects.answer(frame.payload):
+            self._bus.publish(subject, data)
 
     async def _sweep(self) -> None:
         """Stops what nobody waits for: an ingress that died cannot cancel."""

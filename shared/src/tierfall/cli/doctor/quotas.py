@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.cli.quota import look
-from tierfall.errors import BusError, Internal
+from tierfall.errors import BusError
 from tierfall.ledger import Window
 from tierfall.quota import plans, standing_of
 
@@ -31,7 +31,7 @@ async def examine(config: Config, bus: Bus, path: Path) -> list[Finding]:
         return []
     try:
         accounts = await look(bus, found.values())
-    except (BusError, Internal) as error:
+    except BusError as error:
         names = ", ".join(found)
         text = f"cannot be counted, so nothing is sent to {names}: {error.message}"
         return [Finding(Level.FAIL, "quotas", text, "nats stream report")]

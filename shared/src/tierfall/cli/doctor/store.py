@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tierfall.cli.doctor.finding import Finding, Level
-from tierfall.errors import BusError
-from tierfall.keys import KeyStore
-from tierfall.store import KEYS
+from tierfall.errors import BusError, StoreUnreadable
+from tierfall.keys import KeyStore, config_scope
+from tierfall.ledger import Ledger
+from tierfall.store import KEYS, QUOTA, Bucket
 from tierfall.store.jetstream import NO_JETSTREAM
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tierfall.bus import Bus
     from tierfall.config import Config
+    from tierfall.keys import KeyRecord
 
 SUBJECT: Final = "jetstream"
 SWITCH_ON: Final = 'jetstream { store_dir: "/var/lib/nats" } in the NATS server\'s config'
@@ -27,6 +30,7 @@ async def examine(config: Config, path: Path, bus: Bus) -> list[Finding]:
         return []
     try:
         found, unreadable = await KeyStore(bus, config.nats.replicas).all()
+        closed = await _unreadable_accounts(config, bus, found)
     except BusError as error:
         text = f"{error.message}. Without it {_without(config, limited)}"
         return [Finding(Level.FAIL, SUBJECT, text, SWITCH_ON if error.message == NO_JETSTREAM else "")]
@@ -36,10 +40,26 @@ async def examine(config: Config, path: Path, bus: Bus) -> list[Finding]:
         text = f"the record of {name} is of another version, so no ingress lets it in"
         command = f"tierfall keys revoke --config {path} {name}"
         findings.append(Finding(Level.WARN, SUBJECT, text, command))
+    for scope, text in closed.items():
+        findings.append(Finding(Level.FAIL, SUBJECT, text, f"nats kv del {QUOTA} {scope}"))
     if found and not config.server.stored_keys:
         text = "no ingress lets them in, as the config has no server.stored_keys: true"
         findings.append(Finding(Level.WARN, SUBJECT, text, "server: {stored_keys: true}"))
     return findings
+
+
+async def _unreadable_accounts(config: Config, bus: Bus, stored: Mapping[str, KeyRecord]) -> dict[str, str]:
+    """By account, what it means that it cannot be read."""
+    scopes = {config_scope(key.name): key.name for key in config.server.api_keys if key.limits}
+    scopes |= {record.scope: name for name, record in stored.items() if record.limits}
+    ledger = Ledger(Bucket(bus, QUOTA))
+    found = {}
+    for scope, name in scopes.items():
+        try:
+            await ledger.look(scope)
+        except StoreUnreadable as error:
+            found[scope] = f"{name} is answered 503: {error.message}; without it, counting begins anew"
+    return found
 
 
 def _without(config: Config, limited: list[str]) -> str:

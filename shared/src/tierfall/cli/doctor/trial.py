@@ -157,7 +157,7 @@ class _Attempt:
         Raises:
             TierfallError: The worker's error, or that there is none.
         """
-        inbox = self._bus.inbox()
+        inbox = self._bus.reply_inbox()
         subscription = await self._bus.subscribe(inbox, self._take)
         leasing = asyncio.create_task(self._lease(), name="lease of a trial")
         sent_at = time.monotonic()
