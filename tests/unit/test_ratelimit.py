@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -81,7 +82,7 @@ def test_limits_that_are_not_there_are_not_told() -> None:
 def estimated(content: Any = "x" * 4000, **fields: Any) -> Estimate:
     """The estimate of a chat request."""
     body = {"model": "m", "messages": [{"role": "user", "content": content}], **fields}
-    return estimate(parse_ask(msgspec.json.encode(body)))
+    return asyncio.run(estimate(parse_ask(msgspec.json.encode(body))))
 
 
 def test_the_prompt_is_estimated_by_its_length() -> None:
@@ -96,13 +97,16 @@ def test_the_prompt_is_estimated_by_its_length() -> None:
         ({}, ASSUMED_TOKENS, False),
         ({"max_tokens": 50}, 50, True),
         ({"max_completion_tokens": 60}, 60, True),
-        ({"max_tokens": 50, "max_completion_tokens": 60}, 50, True),
+        ({"max_tokens": 50, "max_completion_tokens": 50}, 50, True),
         ({"max_tokens": None, "max_completion_tokens": 60}, 60, True),
         ({"max_tokens": 50, "n": 3}, 150, True),
         ({"n": 2}, 2 * ASSUMED_TOKENS, False),
-        ({"max_tokens": "50"}, ASSUMED_TOKENS, False),
+        ({"max_tokens": 5000.0}, 5000, True),
+        ({"n_predict": 200}, 200, True),
+        ({"options": {"num_predict": 200}}, 200, True),
         ({"max_tokens": -1}, ASSUMED_TOKENS, False),
-        ({"max_tokens": [1, {"a": 2}]}, ASSUMED_TOKENS, False),
+        ({"max_tokens": 50, "best_of": 4, "n": 2}, 200, True),
+        ({"max_tokens": 50, "min_tokens": 50, "ignore_eos": True}, 50, True),
     ],
 )
 def test_the_answer_is_what_the_client_allows(fields: dict[str, Any], most: int, *, told: bool) -> None:
@@ -115,9 +119,13 @@ def test_the_answer_is_what_the_client_allows(fields: dict[str, Any], most: int,
 def test_embeddings_have_no_answer() -> None:
     """Whatever is embedded is prompt alone; a completion has an answer for each prompt."""
     body = msgspec.json.encode({"model": "m", "input": ["x" * 4000] * 3})
-    assert estimate(parse_ask(body, Operation.EMBEDDINGS)) == Estimate(-(-len(body) // 4), 0, told=True)
+    assert asyncio.run(estimate(parse_ask(body, Operation.EMBEDDINGS))) == Estimate(
+        -(-len(body) // 4), 0, told=True
+    )
     body = msgspec.json.encode({"model": "m", "prompt": ["x", "y"], "max_tokens": 30, "n": 2})
-    assert estimate(parse_ask(body, Operation.COMPLETIONS)) == Estimate(-(-len(body) // 4), 120, told=True)
+    assert asyncio.run(estimate(parse_ask(body, Operation.COMPLETIONS))) == Estimate(
+        -(-len(body) // 4), 120, told=True
+    )
 
 
 def test_media_have_a_flat_rate() -> None:

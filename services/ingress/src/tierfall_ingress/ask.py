@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -11,7 +10,16 @@ import msgspec
 from tierfall.chat.limit import LIMITS, read_limit
 from tierfall.errors import InvalidRequest
 from tierfall.protocol.operation import Operation
-from tierfall_ingress.bounds import MAX_ITEMS, SLICE_BYTES, check_items, check_utf8, count_commas, too_many
+from tierfall_ingress.bounds import (
+    MAX_ITEMS,
+    at_once,
+    check_items,
+    check_texts,
+    check_utf8,
+    count_commas,
+    too_many,
+    with_pauses,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -91,17 +99,8 @@ _TOKEN: Final = b"-0123456789tf"
 
 
 async def read_ask(body: bytes, operation: Operation) -> Ask:
-    """As :func:`parse_ask`; of a large body the event loop may go on with other work in between."""
-    steps = _steps(body, operation)
-    pauses = len(body) > SLICE_BYTES
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            found: Ask = done.value
-            return found
-        if pauses:
-            await asyncio.sleep(0)
+    """As :func:`parse_ask`; of a large body the event loop goes on with other work in between."""
+    return await with_pauses(_steps(body, operation), body)
 
 
 def parse_ask(body: bytes, operation: Operation = Operation.CHAT) -> Ask:
@@ -113,13 +112,7 @@ def parse_ask(body: bytes, operation: Operation = Operation.CHAT) -> Ask:
     Raises:
         InvalidRequest: With ``param`` where the fault has a place; never with a value of the body.
     """
-    steps = _steps(body, operation)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            found: Ask = done.value
-            return found
+    return at_once(_steps(body, operation))
 
 
 def _steps(body: bytes, operation: Operation) -> Generator[None, None, Ask]:
@@ -140,12 +133,12 @@ def _steps(body: bytes, operation: Operation) -> Generator[None, None, Ask]:
         ask = _generating(chat, body, operation, 1)
     elif operation is Operation.COMPLETIONS:
         completion = _decode(_completion, body)
-        yield
-        ask = _generating(completion, body, operation, _count(completion.prompt, "prompt"))
+        prompts = yield from _count(completion.prompt, "prompt", commas)
+        ask = _generating(completion, body, operation, prompts)
     else:
         embedding = _decode(_embedding, body)
-        yield
-        ask = _embedding_ask(embedding, body)
+        inputs = yield from _count(embedding.input, "input", commas)
+        ask = _embedding_ask(embedding, body, inputs)
     yield
     yield from check_items(body, commas)
     return ask
@@ -173,7 +166,7 @@ def _generating(head: _Chat | _Completion, body: bytes, operation: Operation, pr
     )
 
 
-def _embedding_ask(head: _Embedding, body: bytes) -> Ask:
+def _embedding_ask(head: _Embedding, body: bytes, inputs: int) -> Ask:
     if head.encoding_format not in ENCODINGS:
         raise InvalidRequest("'encoding_format' is 'float' or 'base64'", param="encoding_format")
     if head.stream:
@@ -183,14 +176,15 @@ def _embedding_ask(head: _Embedding, body: bytes) -> Ask:
         body=body,
         streaming=False,
         include_usage=False,
-        choices=_count(head.input, "input"),
+        choices=inputs,
         operation=Operation.EMBEDDINGS,
         drafts=0,
     )
 
 
-def _count(raw: msgspec.Raw, field: str) -> int:
+def _count(raw: msgspec.Raw, field: str, commas: int) -> Generator[None, None, int]:
     """How many texts there are: a list of numbers is one, as tokens."""
+    yield
     begins = bytes(memoryview(raw)[:1])
     if begins == b'"':
         return 1
@@ -202,6 +196,7 @@ def _count(raw: msgspec.Raw, field: str) -> int:
     first = _FIRST.match(memoryview(raw))
     if first is not None and first[1] in _TOKEN:
         return 1
+    yield from check_texts(raw, field, commas)
     count = len(_listed.decode(raw))
     if not count:
         raise InvalidRequest(

@@ -7,8 +7,9 @@ body are counted before it is parsed, in slices between which the event loop goe
 
 from __future__ import annotations
 
+import asyncio
 import codecs
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -17,11 +18,13 @@ from tierfall.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    Steps = Generator[None, None, "T"]
+
 SLICE_BYTES: Final = 1024 * 1024
 """What is looked at in one go: some milliseconds."""
 MAX_VALUES: Final = 1_000_000
-"""Commas and opening brackets of a body that is larger than one slice, also those in its texts. A text with so
-many has more tokens than any model's context."""
+"""Commas and opening brackets of a body that is larger than one slice, also those in its texts. A text with
+so many has more tokens than the context of nearly every model."""
 MAX_ITEMS: Final = 20_000
 """Messages of a request, parts of their content, tool calls in them, prompts, inputs."""
 MAX_BESIDE_VALUES: Final = 200_000
@@ -51,16 +54,41 @@ class _Message(msgspec.Struct):
     audio: msgspec.Raw = _ABSENT
 
 
+T = TypeVar("T")
+
 _outer: Final = msgspec.json.Decoder(_Outer)
 _messages: Final = msgspec.json.Decoder(list[_Message])
 _listed: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
+def at_once(steps: Steps[T]) -> T:
+    """What such a generator returns, without pauses."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            found: T = done.value
+            return found
+
+
+async def with_pauses(steps: Steps[T], body: bytes) -> T:
+    """What such a generator returns; of a large body the event loop goes on with other work in between."""
+    if len(body) <= SLICE_BYTES:
+        return at_once(steps)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            found: T = done.value
+            return found
+        await asyncio.sleep(0)
+
+
 def check_utf8(body: bytes) -> Iterator[None]:
-    """Yields after each slice, as all that follows.
+    """The parser does not look into strings that it skips. Yields after each slice, as all that follows.
 
     Raises:
-        InvalidRequest: The body is not UTF-8. The parser does not look into strings that it skips.
+        InvalidRequest: The body is not UTF-8.
     """
     if body.isascii():
         return
@@ -98,7 +126,7 @@ def count_commas(body: bytes) -> Generator[None, None, int]:
         brackets += body.count(b"[", start, end) + body.count(b"{", start, end)
         if commas + brackets > MAX_VALUES:
             raise InvalidRequest(
-                f"the body has more than {MAX_VALUES} commas and brackets, and so more values than are taken here"
+                f"the body has more than {MAX_VALUES} commas and brackets; send less data in one request"
             )
         yield
     return commas
@@ -122,6 +150,26 @@ def check_items(body: bytes, commas: int) -> Iterator[None]:
 def too_many(what: str, param: str) -> InvalidRequest:
     """The error for more than :data:`MAX_ITEMS` of something."""
     return InvalidRequest(f"more than {MAX_ITEMS} {what}", param=param)
+
+
+def check_texts(raw: msgspec.Raw, field: str, commas: int) -> Iterator[None]:
+    """Counts the texts of an array of prompts or inputs, before an object is made of each.
+
+    Raises:
+        InvalidRequest: There are too many.
+    """
+    if commas < MAX_ITEMS:
+        return
+    # A quote behind a backslash is escaped, or the end of a text whose last character is one: so there are at
+    # least half as many texts as other quotes, and at most as many.
+    quotes, view, before = 0, memoryview(raw), b""
+    for start in range(0, len(view), SLICE_BYTES):
+        part = before + bytes(view[start : start + SLICE_BYTES])
+        quotes += part.count(b'"') - part.count(b'\\"')
+        before = b"\\" if part.endswith(b"\\") else b""
+        yield
+    if quotes > 2 * MAX_ITEMS:
+        raise too_many("texts", field)
 
 
 def _check_beside(outer: _Outer, commas: int) -> Iterator[None]:

@@ -21,7 +21,7 @@ from tierfall.errors import (
     WorkerLost,
 )
 from tierfall.logs import event
-from tierfall_ingress.ask import parse_ask
+from tierfall_ingress.ask import read_ask
 from tierfall_ingress.body import read_body
 from tierfall_ingress.body_memory import BodyShare
 from tierfall_ingress.connection import CLIENT
@@ -133,7 +133,7 @@ class Exchange:
         ask, ladder = await self._read()
         if self._caller.allowance is not None:
             services = self._services
-            self._charge = services.cashier.open(self._caller.allowance, ask, services.config)
+            self._charge = await services.cashier.open(self._caller.allowance, ask, services.config)
             await self._charge.reserve()
         try:
             self._answer, first = await ladder.climb()
@@ -153,7 +153,9 @@ class Exchange:
         self._caller = services.keys.caller(_text(self._headers.get(b"authorization")))
         body = await read_body(self._headers, self._receive, config.server.max_body, self._share)
         self._read_whole = True
-        ask = self._ask = parse_ask(body, self._operation)
+        ask = self._ask = await read_ask(body, self._operation)
+        if self._client.gone:
+            raise ClientGone("the client hung up")
         if ask.model not in config.models:
             raise unknown_model(ask.model, config, self._caller)
         self._caller.check(ask.model)

@@ -21,7 +21,11 @@ _EVENT: Final = b"data: "
 _END: Final = b"\n\n"
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """JSON may pass through unread that no parser can hold: a number above all floats, deep nesting."""
-_body: Final = msgspec.json.Decoder(dict[str, Any])
+_GUIDED: Final = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_FALSE: Final = frozenset({b"null", b"false", b"0", b'""', b"{}", b"[]"})
+"""Values that ask for nothing."""
+_NULL: Final = b"null"
+_body: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class _Delta(msgspec.Struct):
@@ -51,7 +55,12 @@ class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
 
 
+class _Form(msgspec.Struct):
+    type: Any = None
+
+
 _NO_DELTA: Final = _Delta()
+_form: Final = msgspec.json.Decoder(_Form)
 _chunks: Final = msgspec.json.Decoder(list[_Chunk])
 
 
@@ -146,15 +155,20 @@ def may_resume(ask: Ask) -> bool:
         asked = _body.decode(ask.body)
     except _UNREADABLE:
         return False
-    form, logprobs = asked.get("response_format"), asked.get("logprobs")
-    bound = isinstance(form, dict) and form.get("type") != "text"
-    guided = any(name in asked for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar"))
+    logprobs, best_of = (bytes(asked.get(name, _NULL)) for name in ("logprobs", "best_of"))
     return not (
         ask.choices != 1
-        or (logprobs is not None and logprobs is not False)  # a completion's 0 asks for some
-        or (asked.get("best_of") or 1) != 1
-        or bound
-        or guided
-        or asked.get("structured_outputs")
-        or asked.get("grammar")
+        or logprobs not in {_NULL, b"false"}  # a completion's 0 asks for some
+        or best_of not in _FALSE | {b"1"}
+        or _is_bound(asked.get("response_format"))
+        or any(name in asked for name in _GUIDED)
+        or any(bytes(asked.get(name, _NULL)) not in _FALSE for name in ("structured_outputs", "grammar"))
     )
+
+
+def _is_bound(form: msgspec.Raw | None) -> bool:
+    """Whether this ``response_format`` is one that is more than text."""
+    try:
+        return form is not None and _form.decode(form).type != "text"
+    except _UNREADABLE:
+        return False  # no object: whatever the backend made of it, it was no schema

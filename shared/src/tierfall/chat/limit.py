@@ -27,6 +27,8 @@ MOST_TOKENS: Final = 2**31 - 1
 """Engines hold the limit in 32 bits; a larger number would come to something else there."""
 UNLIMITED: Final = -1
 """What llama.cpp, LM Studio and Ollama take for no limit: the same as none."""
+MAX_MEMBERS: Final = 1000
+"""Of a request whose fields are looked at one by one."""
 ASSUMED_TOKENS: Final = 1024
 """Counted in advance for each answer to a request that sets no limit."""
 
@@ -132,6 +134,8 @@ def refuse_uncounted(body: Mapping[str, msgspec.Raw], limit: int | None) -> None
     Raises:
         InvalidRequest: ``param`` names the field.
     """
+    if len(body) > MAX_MEMBERS:
+        raise InvalidRequest(f"the request has more than {MAX_MEMBERS} fields")
     for name, raw in body.items():
         # Engines written in Go take any case for the same name.
         plain = name.lower()

@@ -42,6 +42,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     operation: Operation = Operation.CHAT
     choices: int = 1
     """How many answers are asked for: ``n`` for each prompt, or as many as there are inputs to embed."""
+    max_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
+    """The limit of each answer, or None for none: the worker writes it into what its backend gets, in place
+    of all that the body says of it. Unset by an ingress that does not read it."""
     answer_id: str
     """``id`` of the answer: the same for every attempt, so also when two tiers contribute."""
     created: int

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tierfall.chat import Generated
+from tierfall.chat.limit import LIMITS, write_limit
 from tierfall.errors import (
     BackendError,
     BackendFault,
@@ -21,6 +22,7 @@ from tierfall.errors import (
     UnsupportedByTier,
 )
 from tierfall.protocol.envelope import Count, Ending
+from tierfall.protocol.operation import Operation
 from tierfall.timelimit import TimeLimit
 from tierfall.worker.backend import Ask, Counting, Prefill, Progress
 from tierfall.worker.known_fields import refuse_unknown
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from tierfall.protocol.envelope import Envelope, Resume
-    from tierfall.protocol.operation import Operation
     from tierfall.worker.backend import Backend
     from tierfall.worker.incoming import IncomingBody
     from tierfall.worker.operations import Answer
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 TAIL_S: Final = 2.0
 """How long a backend may take, after the last ``finish_reason``, to send usage and close."""
-
-_LIMITS: Final = ("max_tokens", "max_completion_tokens")
 
 _log: Final = logging.getLogger("tierfall.worker")
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -165,6 +164,8 @@ class Job:
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"the body is not a JSON object: {error}") from None
         envelope = self._envelope
+        if envelope.max_tokens is not msgspec.UNSET and envelope.operation is not Operation.EMBEDDINGS:
+            write_limit(members, envelope.max_tokens, envelope.operation)
         if self._refuse_extra:
             refuse_unknown(members, envelope.operation)
         return Ask(
@@ -266,7 +267,7 @@ class Job:
 
 def _shorten(ask: Ask, tokens: int) -> bool:
     """Takes what was generated already off the request's limits; False when nothing is left of one."""
-    for name in _LIMITS:
+    for name in LIMITS:
         try:
             limit = msgspec.json.decode(ask.body.get(name, b"null"))
         except msgspec.DecodeError:
