@@ -140,7 +140,7 @@ class Charge:
         Args:
             model: Who answered, if anybody did.
             ending: What its worker counted, if the answer is whole.
-            outputs: How many pieces the client got, if it streamed.
+            outputs: At least how many tokens the client got, if it streamed.
             failure: Why there is no answer, or not all of it.
         """
         grant, found = self._grant, self._estimate

@@ -248,7 +248,7 @@ class Exchange:
             known, self._operation, status, took_s=took, answer=answer, ending=ending
         )
         if self._charge is not None:
-            outputs = 0 if self._transcript is None else self._transcript.events
+            outputs = 0 if self._transcript is None else self._transcript.tokens
             self._charge.settle(None if answer is None else answer.model, ending, outputs, failure)
         fields = {
             "request_id": self.id,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tierfall.chat.weight import text_bytes, tokens, utf8_bytes
 from tierfall.protocol.envelope import Resume
 from tierfall_ingress.line import KEEP_ALIVE
 
@@ -74,6 +75,7 @@ class Transcript:
         self._characters = 0
         self._events = 0
         self._outputs = 0
+        self._size = 0
         self._finished: set[int] = set()
         self._readable = True
         self._continuable = True
@@ -89,6 +91,11 @@ class Transcript:
         """How many events were sent."""
         self._read()
         return self._events
+
+    @property
+    def tokens(self) -> int:
+        """At least how many tokens were sent."""
+        return tokens(self.events, self._size)
 
     def finished(self, choices: int) -> bool:
         """Whether the client has the ``finish_reason`` of all its choices: nothing is missing but usage."""
@@ -118,10 +125,14 @@ class Transcript:
         self._events += len(chunks)
         for chunk in chunks:
             for choice in chunk.choices or ():
+                delta = choice.delta or _NO_DELTA
+                self._size += utf8_bytes(delta.content or choice.text)
+                if delta.reasoning_content or delta.reasoning or not delta.is_plain:
+                    self._size += _further_bytes(delta)
                 if choice.finish_reason:
                     self._finished.add(choice.index)
                 if self._continuable:
-                    self._take(choice, choice.delta or _NO_DELTA)
+                    self._take(choice, delta)
         self._content, self._reasoning = ["".join(self._content)], ["".join(self._reasoning)]
 
     def _take(self, choice: _Choice, delta: _Delta) -> None:
@@ -143,6 +154,11 @@ class Transcript:
         self._continuable = False
         self._content.clear()
         self._reasoning.clear()
+
+
+def _further_bytes(delta: _Delta) -> int:
+    """What a model wrote beside the content."""
+    return text_bytes({**msgspec.structs.asdict(delta), "content": None})
 
 
 def may_resume(ask: Ask) -> bool:
