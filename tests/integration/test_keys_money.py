@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fakes.nats_server import NatsServer
-from fakes.scripted import ScriptedBackend
+from fakes.polling import until
+from fakes.scripted import ScriptedBackend, chunk
 from fakes.stack import ASK, Stack
 from tierfall.keys import ledger_limits
 
@@ -20,15 +21,21 @@ if TYPE_CHECKING:
 
 DAY = 100
 """Tokens that the key may use."""
+MORE = 100_000
+"""Tokens that the other key may use."""
+PROMPT_LIMIT = 40
+"""More than the prompt here is taken for."""
 TEXT = f"""
 server:
   api_keys:
     - {{key: sk-day, name: day, limits: {{tokens: [{DAY}/d]}}}}
     - {{key: sk-free, name: free}}
+    - {{key: sk-more, name: more, limits: {{tokens: [{MORE}/d]}}}}
 tiers:
   one: {{worker: vllm, base_url: 'http://127.0.0.1:1/v1'}}
 models:
   first: {{tier: one, backend_model: tiny}}
+  brisk: {{tier: one, backend_model: tiny, deadlines: {{idle: 500ms}}}}
 """
 
 
@@ -45,15 +52,37 @@ class Till(Stack):
         body = {**ASK, **fields} if path.startswith("chat") else {"model": "first", "prompt": "x", **fields}
         return await self.client.post(f"/v1/{path}", json=body, headers=headers)
 
-    async def used(self) -> int:
-        """The tokens that are counted for the key, once nothing is left to be written."""
+    async def used(self, key: int = 0) -> int:
+        """The tokens that are counted for a key, once nothing is left to be written."""
         ledger = self.services.cashier.ledger
         for teller in ledger._tellers.values():
             await teller.idle()
-        account = await ledger.look("client.config.day")
+        found = self.config.server.api_keys[key]
+        account = await ledger.look(f"client.config.{found.name}")
         assert not account.open, "something is not settled"
-        limit = ledger_limits(self.config.server.api_keys[0].limits)[0]
+        limit = ledger_limits(found.limits)[0]
         return sum(cell.used for cell in account.cells.get(limit.key, ()))
+
+    async def hang_up(self, until_seen: str, **fields: Any) -> None:
+        """One streamed request with the other key, whose client reads until it sees this, and is gone."""
+        headers = {"authorization": "Bearer sk-more"}
+        body = {**ASK, "stream": True, **fields}
+        async with self.client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+            lines = response.aiter_lines()
+            while until_seen not in await anext(lines):
+                pass
+        await until(lambda: self.services.meters.in_flight == 0)
+
+    async def settled(self) -> int:
+        """What the other key is charged, once nothing is reserved."""
+        ledger = self.services.cashier.ledger
+        scope = "client.config.more"
+        while True:
+            for teller in ledger._tellers.values():
+                await teller.idle()
+            if not (await ledger.look(scope)).open:
+                return await self.used(2)
+            await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -141,3 +170,70 @@ async def test_a_hostile_body_is_refused_the_same_with_limits_and_without(till: 
         assert "1000000 commas and brackets" in answer.json()["error"]["message"]
     assert till.one.asks == []
     assert await till.used() == 0
+
+
+TOKENS = 2000
+USAGE = {"prompt_tokens": 11, "completion_tokens": TOKENS, "total_tokens": 11 + TOKENS}
+
+
+def pieces(size: int) -> list[bytes]:
+    """An answer of :data:`TOKENS` tokens, so many a chunk."""
+    return [chunk("", role="assistant"), *[chunk("four" * size)] * (TOKENS // size)]
+
+
+@pytest.mark.parametrize("size", [1, 20, 200, 2000])
+async def test_hanging_up_at_the_end_saves_nothing(till: Till, size: int) -> None:
+    """The usage is waited for, although the client is gone: it pays exactly what the backend counted."""
+    tell = asyncio.Event()
+    usage = json.dumps({"choices": [], "usage": USAGE}).encode()
+    till.one.scripts.append([*pieces(size), chunk(finish="stop"), tell, usage])
+    await till.hang_up('"stop"')
+    assert till.one.running == 1
+    tell.set()
+    assert await till.settled() == 11 + TOKENS
+    await until(lambda: till.one.running == 0)
+
+
+@pytest.mark.parametrize("size", [1, 20, 200, 2000])
+async def test_usage_that_never_comes_saves_nothing(till: Till, size: int) -> None:
+    """Then the answer is counted by its chunks and its bytes, whatever the size of its pieces."""
+    till.one.scripts.append([*pieces(size), chunk(finish="stop"), asyncio.Event()])
+    await till.hang_up('"stop"', model="brisk")
+    assert TOKENS <= await till.settled() <= TOKENS * 1.01 + PROMPT_LIMIT
+    await until(lambda: till.one.running == 0)
+
+
+@pytest.mark.parametrize("size", [1, 20, 200, 2000])
+async def test_hanging_up_in_the_middle_costs_what_was_generated(till: Till, size: int) -> None:
+    """The backend stops at once, and the worker says how far it came."""
+    till.one.scripts.append([*pieces(size), chunk("THE LAST"), asyncio.Event()])
+    await till.hang_up("THE LAST")
+    assert TOKENS <= await till.settled() <= TOKENS * 1.01 + PROMPT_LIMIT
+    await until(lambda: till.one.running == 0)
+
+
+async def test_a_client_that_leaves_a_whole_answer_pays_for_what_there_is_of_it(till: Till) -> None:
+    """Nothing of it was sent: only the worker knows how much there is."""
+    headers = {"authorization": "Bearer sk-more"}
+    till.one.scripts.append([*pieces(200), asyncio.Event()])
+    asking = asyncio.create_task(
+        till.client.post("/v1/chat/completions", json={**ASK, "max_tokens": 60_000}, headers=headers)
+    )
+    lines = till.services.switchboard._lines
+    await until(lambda: any(line.first_output_at for line in lines.values()))
+    asking.cancel()
+    assert TOKENS <= await till.settled() <= TOKENS * 1.01 + PROMPT_LIMIT
+    await until(lambda: till.one.running == 0)
+
+
+async def test_a_worker_that_dies_with_its_count_leaves_the_estimate(till: Till) -> None:
+    """What the client got is counted, once, and nothing stays reserved."""
+    till.one.scripts.append([*pieces(20), chunk("THE LAST"), asyncio.Event()])
+    headers = {"authorization": "Bearer sk-more"}
+    body = {**ASK, "stream": True}
+    async with till.client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+        lines = response.aiter_lines()
+        while "THE LAST" not in await anext(lines):
+            pass
+        await till.kill_worker("one-0")
+    assert TOKENS <= await till.settled() <= TOKENS * 1.01 + PROMPT_LIMIT

@@ -181,7 +181,7 @@ def _check_beside(outer: _Outer, commas: int) -> Iterator[None]:
             yield
     if beside > MAX_BESIDE_VALUES:
         raise InvalidRequest(
-            f"more than {MAX_BESIDE_VALUES} values beside the text that is asked about: in tools, schemas and "
+            f"more than {MAX_BESIDE_VALUES} values beside messages, prompts and inputs: in tools, schemas or "
             "other fields"
         )
 

@@ -139,17 +139,18 @@ class Charge:
 
         Args:
             model: Who answered, if anybody did.
-            ending: What its worker counted, if the answer is whole.
+            ending: What its worker counted, if it has.
             outputs: At least how many tokens the client got, if it streamed.
             failure: Why there is no answer, or not all of it.
         """
         grant, found = self._grant, self._estimate
         if grant is None or found is None:
             return
-        if ending is not None and ending.prompt_tokens + ending.completion_tokens:
+        if ending is not None and not ending.estimated and ending.prompt_tokens + ending.completion_tokens:
             prompt, completion = ending.prompt_tokens, ending.completion_tokens
         elif model is not None:
-            prompt, completion = found.prompt, outputs or usual(found.most)
+            seen = max(outputs, 0 if ending is None else ending.completion_tokens)
+            prompt, completion = found.prompt, seen or usual(found.most)
         elif isinstance(failure, _GUESSED):
             prompt, completion = found.prompt, usual(found.most)
         else:

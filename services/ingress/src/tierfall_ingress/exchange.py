@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, MutableMapping
 
     from tierfall.config import Config
-    from tierfall.protocol.envelope import Resume
+    from tierfall.protocol.envelope import Ending, Resume
     from tierfall.protocol.operation import Operation
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.body import Receive
@@ -248,8 +248,7 @@ class Exchange:
             known, self._operation, status, took_s=took, answer=answer, ending=ending
         )
         if self._charge is not None:
-            outputs = 0 if self._transcript is None else self._transcript.tokens
-            self._charge.settle(None if answer is None else answer.model, ending, outputs, failure)
+            self._settle(self._charge, ending, failure)
         fields = {
             "request_id": self.id,
             "model": known,
@@ -283,6 +282,19 @@ class Exchange:
             attempts="" if ladder is None else ladder.story.header,
             waited_s=0.0 if ladder is None else ladder.waited_s,
         )
+
+    def _settle(self, charge: Charge, ending: Ending | None, failure: TierfallError | None) -> None:
+        """Counts what was used, now or as soon as the worker has said what that is."""
+        answer = self._answer
+        if answer is None and self._ladder is not None:
+            answer = self._ladder.abandoned
+        outputs = 0 if self._transcript is None else self._transcript.tokens
+        model = None if answer is None else answer.model
+        count = None if answer is None else answer.line.count
+        if count is None:
+            charge.settle(model, ending, outputs, failure)
+        else:
+            count.then(lambda counted: charge.settle(model, counted, outputs, failure))
 
 
 def unknown_model(name: str, config: Config, caller: Caller) -> ModelNotFound:

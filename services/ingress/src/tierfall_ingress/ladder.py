@@ -172,6 +172,8 @@ class Ladder:
         )
         self._giving_up: TimeLimit | None = None
         self._gone = False
+        self.abandoned: Answer | None = None
+        """One that was under way when the client left or the budget was spent, and had not come here yet."""
         self._span = span
         self.story = Story()
 
@@ -319,8 +321,10 @@ class Ladder:
         answer = Answer(rung, line, clocks, 0.0)
         try:
             first = await (answer.read() if self._ask.streaming else answer.read_whole())
-        except BaseException:
+        except BaseException as error:
             answer.close()
+            if not isinstance(error, TierfallError):
+                self.abandoned = answer
             raise
         first_at = line.first_output_at or self._loop.time()
         answer.first_output_s = first_at - self._began

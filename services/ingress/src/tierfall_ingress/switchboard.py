@@ -17,6 +17,7 @@ from tierfall.protocol import subjects
 from tierfall.protocol.envelope import pack
 from tierfall.protocol.frames import FrameError, Kind, decode, encode
 from tierfall.protocol.presence import RECOVERY_S
+from tierfall_ingress.counts import Counts
 from tierfall_ingress.entropy import entropy
 from tierfall_ingress.line import Line
 
@@ -59,6 +60,7 @@ class Switchboard:
         self.loop = asyncio.get_running_loop()
         self._base = bus.inbox()
         self._lines: dict[int, Line] = {}
+        self.counts = Counts(self.loop)
         self._recovered_at = 0.0
         self._inbox: Subscription | None = None
         self._leasing: asyncio.Task[None] | None = None
@@ -73,6 +75,7 @@ class Switchboard:
         """Ends every line and stops listening."""
         for line in list(self._lines.values()):
             line.fail(WorkerLost("the ingress is stopping"))
+        self.counts.close()
         if self._leasing is not None:
             self._leasing.cancel()
         if self._inbox is not None:
@@ -116,6 +119,8 @@ class Switchboard:
                     line.feed(frame)
                 elif frame.kind is Kind.ACCEPTED:
                     self._turn_down(frame)
+                else:
+                    self.counts.feed(frame)
         except FrameError as error:
             _log.warning("dropped a reply: %s", error)
 
@@ -134,6 +139,7 @@ class Switchboard:
                 return  # NATS was away: the worker may be on its way back, with its answers
             for line in [line for line in self._lines.values() if line.worker == worker]:
                 line.fail(WorkerLost(f"worker {worker} is gone"))
+            self.counts.lost(worker)
             self._on_lost(worker)
             return
         try:

@@ -68,11 +68,17 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How an answer ended, for metrics and logs; ``usage`` in OpenAI's terms."""
+    """How an answer ended, for metrics, logs and limits; ``usage`` in OpenAI's terms.
+
+    A worker also sends it of an answer that was given up because the client is gone.
+    """
 
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
     finish_reasons: tuple[str, ...] = ()
+    estimated: bool = False
+    """Whether the backend has not counted: then the answer has at least so many tokens, and what the prompt has
+    is not known."""
 
 
 _encoder: Final = msgspec.json.Encoder()

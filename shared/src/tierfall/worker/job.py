@@ -15,6 +15,7 @@ from tierfall.chat.limit import LIMITS, write_limit
 from tierfall.errors import (
     BackendError,
     BackendFault,
+    ClientGone,
     ContinuationDiverged,
     InvalidRequest,
     StreamBroken,
@@ -88,6 +89,8 @@ class Job:
         self._trace = trace
         self._refuse_extra = refuse_extra
         self._cancelled_because = ""
+        self._answer: Answer | None = None
+        self._in_tail = False
 
     @property
     def stream(self) -> int:
@@ -127,9 +130,23 @@ class Job:
             _log.debug(envelope.operation.value, extra={"fields": fields})
 
     def cancel(self, why: str = "") -> None:
-        """Stops the backend's work: nobody waits for it any longer; ``why`` is the ingress's word."""
+        """Stops the backend's work: nobody waits for it any longer; ``why`` is the ingress's word.
+
+        Where that is the client's doing, the ingress is told what was generated. Of a complete answer the
+        usage is waited for first.
+        """
         self._cancelled_because = why
-        self.reply.drop()
+        if why != ClientGone.slug:
+            self.reply.drop()
+        elif self.ending is not None:
+            self.reply.mute()  # its END was waiting behind the answer
+            self.reply.end(self.ending)
+        elif self._in_tail:
+            self.reply.mute()
+            return
+        else:
+            self.reply.mute()
+            self.reply.end(Ending() if self._answer is None else _ending(self._answer))
         if self._task is not None:
             self._task.cancel()
 
@@ -211,6 +228,7 @@ class Job:
 
     async def _play(self, ask: Ask, answer: Answer, sink: Sink) -> None:
         asked_at = self._loop.time()
+        self._answer = answer
         try:
             await self._pass_on(self._trace.ask(ask), answer, sink, asked_at)
         except BaseException as error:
@@ -241,6 +259,7 @@ class Job:
         self, ask: Ask, items: AsyncGenerator[bytes | Progress, None], answer: Answer, sink: Sink
     ) -> None:
         """Takes what follows a complete answer: its usage, above all. How that ends no longer matters."""
+        self._in_tail = True
         tail_s = min(TAIL_S, 2 * self._envelope.signs_every_s)  # within the ingress's idle clock
         with contextlib.suppress(TimeoutError), TimeLimit(self._loop, tail_s):
             with contextlib.suppress(BackendError):
@@ -292,6 +311,8 @@ def _ending(answer: Answer) -> Ending:
             usage = msgspec.json.decode(answer.usage, type=_Usage)
         except msgspec.DecodeError:
             _log.warning("the backend's usage object is not one: its tokens are not counted")
+    elif isinstance(answer, Generated):
+        return Ending(completion_tokens=answer.tokens, finish_reasons=answer.finish_reasons, estimated=True)
     return Ending(
         prompt_tokens=usage.prompt_tokens or 0,
         completion_tokens=usage.completion_tokens or 0,
