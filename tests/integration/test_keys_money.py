@@ -161,7 +161,7 @@ async def test_one_limit_reaches_the_backend(
 
 
 async def test_a_hostile_body_is_refused_the_same_with_limits_and_without(till: Till) -> None:
-    """Millions of messages are a 400 that names the bound; nothing of them reaches a backend or the ledger."""
+    """Millions of values are a 400 that names the bound; nothing of them reaches a backend or the ledger."""
     body = json.dumps(ASK).encode()[:-1] + b', "x": [' + b'{"":1},' * 1_500_000 + b"1]}"
     for key in ("sk-day", "sk-free"):
         headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}

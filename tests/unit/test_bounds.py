@@ -19,7 +19,7 @@ from tierfall_ingress.bounds import (
     MAX_VALUES,
     SLICE_BYTES,
 )
-from tierfall_ingress.estimate import MEDIA_TOKENS, estimate
+from tierfall_ingress.estimate import MEDIA_TOKENS, read_estimate
 
 MB = 1024 * 1024
 TURNS_LIMIT = 10
@@ -168,7 +168,7 @@ def test_the_estimate_builds_nothing_of_a_large_body() -> None:
     ask = parse_ask(chat(b'{"content":[{"type":"text","text":"x"},' + image + b"]}"))
     tracemalloc.start()
     try:
-        found = asyncio.run(estimate(ask))
+        found = asyncio.run(read_estimate(ask))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -96,7 +95,7 @@ def test_no_token_at_all() -> None:
     """A completion may ask for nothing but its prompt's echo; what engines make of it is not known here."""
     ask = parse_ask(json.dumps({**TEXT, "max_tokens": 0}).encode(), Operation.COMPLETIONS)
     assert ask.max_tokens == 0
-    assert asyncio.run(estimate(ask)).most == ASSUMED_TOKENS
+    assert estimate(ask).most == ASSUMED_TOKENS
     with pytest.raises(InvalidRequest):
         parse_ask(json.dumps({**CHAT, "max_tokens": 0}).encode())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import msgspec
@@ -82,7 +81,7 @@ def test_limits_that_are_not_there_are_not_told() -> None:
 def estimated(content: Any = "x" * 4000, **fields: Any) -> Estimate:
     """The estimate of a chat request."""
     body = {"model": "m", "messages": [{"role": "user", "content": content}], **fields}
-    return asyncio.run(estimate(parse_ask(msgspec.json.encode(body))))
+    return estimate(parse_ask(msgspec.json.encode(body)))
 
 
 def test_the_prompt_is_estimated_by_its_length() -> None:
@@ -119,13 +118,9 @@ def test_the_answer_is_what_the_client_allows(fields: dict[str, Any], most: int,
 def test_embeddings_have_no_answer() -> None:
     """Whatever is embedded is prompt alone; a completion has an answer for each prompt."""
     body = msgspec.json.encode({"model": "m", "input": ["x" * 4000] * 3})
-    assert asyncio.run(estimate(parse_ask(body, Operation.EMBEDDINGS))) == Estimate(
-        -(-len(body) // 4), 0, told=True
-    )
+    assert estimate(parse_ask(body, Operation.EMBEDDINGS)) == Estimate(-(-len(body) // 4), 0, told=True)
     body = msgspec.json.encode({"model": "m", "prompt": ["x", "y"], "max_tokens": 30, "n": 2})
-    assert asyncio.run(estimate(parse_ask(body, Operation.COMPLETIONS))) == Estimate(
-        -(-len(body) // 4), 120, told=True
-    )
+    assert estimate(parse_ask(body, Operation.COMPLETIONS)) == Estimate(-(-len(body) // 4), 120, told=True)
 
 
 def test_media_have_a_flat_rate() -> None:

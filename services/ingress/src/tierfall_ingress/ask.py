@@ -12,6 +12,7 @@ from tierfall.errors import InvalidRequest
 from tierfall.protocol.operation import Operation
 from tierfall_ingress.bounds import (
     MAX_ITEMS,
+    SLICE_BYTES,
     at_once,
     check_items,
     check_texts,
@@ -100,7 +101,9 @@ _TOKEN: Final = b"-0123456789tf"
 
 async def read_ask(body: bytes, operation: Operation) -> Ask:
     """As :func:`parse_ask`; of a large body the event loop goes on with other work in between."""
-    return await with_pauses(_steps(body, operation), body)
+    if len(body) <= SLICE_BYTES:
+        return parse_ask(body, operation)
+    return await with_pauses(_steps(body, operation))
 
 
 def parse_ask(body: bytes, operation: Operation = Operation.CHAT) -> Ask:

@@ -71,10 +71,8 @@ def at_once(steps: Steps[T]) -> T:
             return found
 
 
-async def with_pauses(steps: Steps[T], body: bytes) -> T:
-    """What such a generator returns; of a large body the event loop goes on with other work in between."""
-    if len(body) <= SLICE_BYTES:
-        return at_once(steps)
+async def with_pauses(steps: Steps[T]) -> T:
+    """What such a generator returns; the event loop goes on with other work in between."""
     while True:
         try:
             next(steps)

@@ -17,7 +17,7 @@ from tierfall.errors import (
 from tierfall.keys import ledger_limits
 from tierfall.ledger import Ledger, Metric, Spent, Wish
 from tierfall.store import QUOTA, Bucket
-from tierfall_ingress.estimate import estimate, usual
+from tierfall_ingress.estimate import read_estimate, usual
 from tierfall_ingress.ratelimit import rate_limit_headers
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Cashier:
         """
         # A key that is limited in requests alone costs no look into the body.
         counts = any(limit.metric is not Metric.REQUESTS for limit in ledger_limits(allowance.limits))
-        return Charge(self, allowance, ask, config, await estimate(ask) if counts else None)
+        return Charge(self, allowance, ask, config, await read_estimate(ask) if counts else None)
 
     async def reserve(self, scope: str, wish: Wish) -> Grant:
         """As :meth:`tierfall.ledger.Ledger.reserve`; the bucket is made if it is not there.

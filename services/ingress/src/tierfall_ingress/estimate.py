@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tierfall.chat.limit import ASSUMED_TOKENS, refuse_uncounted
+from tierfall.chat import limit
 from tierfall.protocol.operation import Operation
-from tierfall_ingress.bounds import with_pauses
+from tierfall_ingress.bounds import SLICE_BYTES, at_once, with_pauses
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -19,6 +19,8 @@ BYTES_PER_TOKEN: Final = 4
 """Of UTF-8, as a rule of thumb over languages; the JSON around a message stands for its template's tokens."""
 MEDIA_TOKENS: Final = 1000
 """For an image, a sound or a file, whatever its bytes."""
+ASSUMED_TOKENS: Final = limit.ASSUMED_TOKENS
+"""Of each answer to a request that sets no limit."""
 USUAL_SHARE: Final = 4
 """An answer is usually one part in so many of what it may be; where it has to be guessed afterwards."""
 _MEDIA: Final = (b'"image_url"', b'"input_audio"', b'"file"')
@@ -54,13 +56,18 @@ class Estimate(msgspec.Struct, frozen=True):
     told: bool
 
 
-async def estimate(ask: Ask) -> Estimate:
+async def read_estimate(ask: Ask) -> Estimate:
+    """As :func:`estimate`; of a large body the event loop goes on with other work in between."""
+    return estimate(ask) if len(ask.body) <= SLICE_BYTES else await with_pauses(_steps(ask))
+
+
+def estimate(ask: Ask) -> Estimate:
     """How long the prompt and the answers may be, by what the client says, and guesses for the rest.
 
     Raises:
         InvalidRequest: A field could make the answers longer than that; ``param`` names it.
     """
-    return await with_pauses(_steps(ask), ask.body)
+    return at_once(_steps(ask))
 
 
 def _steps(ask: Ask) -> Generator[None, None, Estimate]:
@@ -69,7 +76,7 @@ def _steps(ask: Ask) -> Generator[None, None, Estimate]:
         return Estimate(_tokens(len(body)), 0, told=True)
     yield
     members = _members.decode(body)
-    refuse_uncounted(members, ask.max_tokens)
+    limit.refuse_uncounted(members, ask.max_tokens)
     size = len(body)
     for mark in _MEDIA:
         yield

@@ -77,8 +77,8 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     completion_tokens: Count = 0
     finish_reasons: tuple[str, ...] = ()
     estimated: bool = False
-    """Whether the backend has not counted: then the answer has at least so many tokens, and what the prompt has
-    is not known."""
+    """Whether the backend has not counted: then the answer has at least so many tokens, and those of the
+    prompt are not known."""
 
 
 _encoder: Final = msgspec.json.Encoder()
