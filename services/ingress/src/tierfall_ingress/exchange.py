@@ -285,12 +285,12 @@ class Exchange:
 
     def _settle(self, charge: Charge, ending: Ending | None, failure: TierfallError | None) -> None:
         """Counts what was used, now or as soon as the worker has said what that is."""
-        answer = self._answer
-        if answer is None and self._ladder is not None:
-            answer = self._ladder.abandoned
+        model, count = None, None
+        if self._answer is not None:
+            model, count = self._answer.model, self._answer.line.count
+        elif self._ladder is not None and self._ladder.abandoned is not None:
+            model, count = self._ladder.abandoned
         outputs = 0 if self._transcript is None else self._transcript.tokens
-        model = None if answer is None else answer.model
-        count = None if answer is None else answer.line.count
         if count is None:
             charge.settle(model, ending, outputs, failure)
         else:

@@ -173,7 +173,9 @@ class Job:
             self.reply.fail(self.failure)
         finally:
             self._body.close()
-            self._data = bytearray()  # a slow client may keep the job long after its backend
+            # A slow client may keep the job long after its backend.
+            self._data = bytearray()
+            self._answer = None
 
     def _ask(self) -> Ask:
         try:
