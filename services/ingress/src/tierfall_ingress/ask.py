@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from tierfall.chat.limit import LIMITS, read_limit
+from tierfall.chat.limit import LIMITS, OPTIONS, read_limit
 from tierfall.errors import InvalidRequest
 from tierfall.protocol.operation import Operation
 from tierfall_ingress.bounds import (
@@ -94,6 +94,7 @@ _embedding: Final = msgspec.json.Decoder(_Embedding)
 _listed: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _kind: Final = msgspec.json.Decoder(str | list[msgspec.Raw])
 _TEXTS: Final = {Operation.CHAT: "messages", Operation.COMPLETIONS: "prompt", Operation.EMBEDDINGS: "input"}
+_LIMITS: Final = (*LIMITS, OPTIONS)
 _FIRST: Final = re.compile(rb"\[\s*(.)", re.DOTALL)
 _TOKEN: Final = b"-0123456789tf"
 """What a number begins with, or a boolean, which Python takes for one."""
@@ -154,6 +155,7 @@ def _generating(head: _Chat | _Completion, body: bytes, operation: Operation, pr
     each = head.n or 1
     if prompts * each > MAX_ITEMS:
         raise too_many("answers, over all prompts", "n")
+    said = {name: raw for name in _LIMITS if (raw := getattr(head, name)) is not _NULL}
     streaming, options = bool(head.stream), head.stream_options
     if options is not None and not streaming:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true", param="stream_options")
@@ -164,7 +166,7 @@ def _generating(head: _Chat | _Completion, body: bytes, operation: Operation, pr
         include_usage=bool(options is not None and options.include_usage),
         choices=prompts * each,
         operation=operation,
-        max_tokens=read_limit({name: getattr(head, name) for name in LIMITS}, head.options, operation),
+        max_tokens=read_limit(said, operation),
         drafts=prompts * max(each, head.best_of or 1),
     )
 

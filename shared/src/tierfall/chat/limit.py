@@ -20,8 +20,9 @@ MAX_TOKENS: Final = "max_tokens"
 MAX_COMPLETION_TOKENS: Final = "max_completion_tokens"
 N_PREDICT: Final = "n_predict"
 """llama.cpp's own name, which wins over OpenAI's there."""
+OPTIONS: Final = "options"
 OPTION: Final = "num_predict"
-"""Ollama's own name, a member of ``options``."""
+"""Ollama's own name, a member of its ``options``."""
 LIMITS: Final = (MAX_TOKENS, MAX_COMPLETION_TOKENS, N_PREDICT)
 MOST_TOKENS: Final = 2**31 - 1
 """Engines hold the limit in 32 bits; a larger number would come to something else there."""
@@ -47,39 +48,48 @@ _LONGEST_NUMBER: Final = 32
 """Bytes of a number that is worth reading."""
 _NULL: Final = b"null"
 
+_ABSENT: Final = msgspec.Raw(_NULL)
+
 Body = dict[str, msgspec.Raw]
 
 
 class _Options(msgspec.Struct):
-    num_predict: msgspec.Raw = msgspec.Raw(_NULL)
+    num_predict: msgspec.Raw = _ABSENT
 
 
 _options: Final = msgspec.json.Decoder(_Options)
 
 
-def read_limit(said: Mapping[str, msgspec.Raw], options: msgspec.Raw, operation: Operation) -> int | None:
+def read_limit(said: Mapping[str, msgspec.Raw], operation: Operation) -> int | None:
     """The limit that a request sets, under whatever names; None when it sets none.
 
     Args:
-        said: Its members of the names in :data:`LIMITS`.
-        options: Its ``options``, which are Ollama's.
+        said: Its members of the names in :data:`LIMITS`, and its ``options``, which are Ollama's.
         operation: What is asked for. A completion may ask for no token at all (to have its prompt echoed).
 
     Raises:
         InvalidRequest: One is no whole number, or two disagree.
     """
+    if not said:
+        return None
     least = 0 if operation is Operation.COMPLETIONS else 1
-    found = {name: _number(name, raw, least) for name, raw in said.items()}
-    if bytes(memoryview(options)[:1]) == b"{":
-        found[f"options.{OPTION}"] = _number(f"options.{OPTION}", _options.decode(options).num_predict, least)
-    told = {name: number for name, number in found.items() if number is not None}
-    if len(set(told.values())) > 1:
+    told: dict[str, int] = {}
+    for member, raw in said.items():
+        name, value = (f"{OPTIONS}.{OPTION}", _option(raw)) if member == OPTIONS else (member, raw)
+        number = _number(name, value, least)
+        if number is not None:
+            told[name] = number
+    if len(told) > 1 and len(set(told.values())) > 1:
         names = " and ".join(repr(name) for name in told)
         raise InvalidRequest(
             f"{names} say the same thing and differ; send one of them", param=next(iter(told))
         )
     number = next(iter(told.values()), UNLIMITED)
     return None if number == UNLIMITED else number
+
+
+def _option(options: msgspec.Raw) -> msgspec.Raw:
+    return _options.decode(options).num_predict if bytes(memoryview(options)[:1]) == b"{" else _ABSENT
 
 
 def _number(name: str, raw: msgspec.Raw, least: int) -> int | None:
