@@ -129,4 +129,6 @@ def test_media_have_a_flat_rate() -> None:
     found = estimated([{"type": "text", "text": "x" * 4000}, image, image])
     assert 1000 + 2 * MEDIA_TOKENS <= found.prompt <= 1050 + 2 * MEDIA_TOKENS
     assert estimated('an "image_url" in words').prompt < 50
+    for kind in ({}, {"type": "input_text"}, {"type": None}):
+        assert estimated([image, {**kind, "text": "x" * 80_000}]).prompt > 20_000
     assert estimated([{"type": "image_url"}, "image_url", 7]).prompt < 50 + MEDIA_TOKENS

@@ -24,7 +24,8 @@ ASSUMED_TOKENS: Final = limit.ASSUMED_TOKENS
 USUAL_SHARE: Final = 4
 """An answer is usually one part in so many of what it may be; where it has to be guessed afterwards."""
 _MEDIA: Final = (b'"image_url"', b'"input_audio"', b'"file"')
-_TEXTS: Final = frozenset({"text", "refusal"})
+_TEXTS: Final = frozenset({None, "text", "refusal", "input_text", "output_text", "thinking"})
+"""Types of parts that are text: a flat rate would be a way to pay less for it."""
 _ABSENT: Final = msgspec.Raw(b"")
 
 
