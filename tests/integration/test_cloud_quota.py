@@ -460,3 +460,22 @@ async def test_a_model_that_the_worker_does_not_know_is_not_sent(tier: Tier, pro
     with pytest.raises(QuotaUnknown, match="new is not in this worker's config"):
         await anext(backend.chat(stranger))
     assert provider.chats == []
+
+
+@pytest.mark.parametrize("size", [1, 2000])
+async def test_what_was_generated_counts_in_pieces_of_any_size(
+    tier: Tier, provider: FakeProvider, size: int
+) -> None:
+    """Cut off before the provider has counted: its chunks and their bytes both bound the tokens."""
+    backend = tier.open("tokens: [50000/d]")
+    text = " ".join(["x" * (4 * size - 1)] * (2000 // size))
+    provider.plan(Answer(text, usage=False, finish_sent=False, done=False))
+    left = len(text)
+    async with aclosing(backend.chat(ask())) as chunks:
+        async for item in chunks:
+            assert isinstance(item, bytes)
+            left -= len(json.loads(item)["choices"][0]["delta"].get("content") or "")
+            if not left:
+                break
+    await backend.close()
+    assert 2000 <= await tier.used("tokens", "day") <= 2100

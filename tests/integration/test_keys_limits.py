@@ -229,6 +229,7 @@ async def test_a_client_that_hangs_up_pays_for_what_it_got(stack: Limited) -> No
         while '"5"' not in seen:
             seen = await anext(lines)
     await until(lambda: stack.services.meters.in_flight == 0)
+    await until(lambda: not stack.services.switchboard.counts._open)
     used = await stack.used("tokens", Metric.TOKENS)
     assert 5 + 20 <= used <= 5 + 30
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -69,6 +69,16 @@ def made(ollama: FakeOllama, *models: str) -> OllamaBackend:
         tiers={"cpu": tier}, models={name: Model(tier="cpu", backend_model=name) for name in names}
     )
     return OllamaBackend.from_tier("cpu", tier, config)
+
+
+@asynccontextmanager
+async def opened(ollama: FakeOllama, num_ctx: int | None) -> AsyncIterator[OllamaBackend]:
+    """A backend whose tier says how large the window is, and that has found Ollama's version."""
+    backend = OllamaBackend("cpu", OllamaTier(base_url=ollama.base_url, num_ctx=num_ctx), ["fake:1b"])
+    await backend.start()
+    await backend.probe()
+    yield backend
+    await backend.close()
 
 
 def ask(model: str = "fake:1b", **body: Any) -> Ask:
@@ -445,52 +455,57 @@ LONG = "word " * 3000
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("num_ctx", "body"),
     [
-        {},
-        {"options": {"num_ctx": 4500}},
-        {"tools": [{"type": "function", "function": {"name": "look", "description": LONG}}]},
+        (None, {}),
+        (4500, {}),
+        (None, {"tools": [{"type": "function", "function": {"name": "look", "description": LONG}}]}),
     ],
 )
 async def test_an_old_ollama_gets_nothing_that_it_would_cut(
-    ollama: FakeOllama, backend: OllamaBackend, body: dict[str, Any]
+    ollama: FakeOllama, num_ctx: int | None, body: dict[str, Any]
 ) -> None:
     """It is refused as too long, so that the ladder finds a larger window, and nothing is sent."""
     ollama.version = "0.12.3"
-    await backend.probe()
     content = "Hi" if "tools" in body else LONG
-    with pytest.raises(ContextLengthExceeded, match="would cut them without an error") as caught:
-        await items(backend, ask(messages=[{"role": "user", "content": content}], **body))
+    async with opened(ollama, num_ctx) as backend:
+        with pytest.raises(ContextLengthExceeded, match="would cut them without an error") as caught:
+            await items(backend, ask(messages=[{"role": "user", "content": content}], **body))
     assert caught.value.param == "messages"
     assert ollama.chats == []
 
 
 async def test_the_window_of_a_loaded_model_counts(ollama: FakeOllama, backend: OllamaBackend) -> None:
-    """``OLLAMA_CONTEXT_LENGTH`` may have made it larger than Ollama's own; the request's wish beats both."""
+    """``OLLAMA_CONTEXT_LENGTH`` may have made it larger than Ollama's own; what the tier says beats both."""
     ollama.version, ollama.window = "0.12.3", 8192
     await backend.probe()
     long = [{"role": "user", "content": LONG}]
     await items(backend, ask(messages=long))
     assert len(ollama.chats) == 1
-    with pytest.raises(ContextLengthExceeded):
-        await items(backend, ask(messages=long, options={"num_ctx": 4096}))
+    async with opened(ollama, 4096) as smaller:
+        with pytest.raises(ContextLengthExceeded):
+            await items(smaller, ask(messages=long))
 
 
 @pytest.mark.parametrize(
-    ("version", "body"),
+    ("version", "num_ctx", "body"),
     [
-        ("0.12.6", {}),
-        (None, {}),
-        ("0.12.3", {"options": {"num_ctx": 8192}}),
-        ("0.12.3", {"truncate": True}),
-        ("0.12.3", {"messages": [{"role": "user", "content": [PIXEL, {"type": "text", "text": "Hi"}]}]}),
+        ("0.12.6", None, {}),
+        (None, None, {}),
+        ("0.12.3", 8192, {}),
+        ("0.12.3", None, {"truncate": True}),
+        (
+            "0.12.3",
+            None,
+            {"messages": [{"role": "user", "content": [PIXEL, {"type": "text", "text": "Hi"}]}]},
+        ),
     ],
 )
 async def test_what_would_not_be_cut_is_sent(
-    ollama: FakeOllama, backend: OllamaBackend, version: str | None, body: dict[str, Any]
+    ollama: FakeOllama, version: str | None, num_ctx: int | None, body: dict[str, Any]
 ) -> None:
     """A newer Ollama judges itself; a larger window, the client's own wish, and images are no reason."""
     ollama.version, ollama.capabilities = version, ["completion", "vision"]
-    await backend.probe()
-    await items(backend, ask(**{"messages": [{"role": "user", "content": LONG}], **body}))
+    async with opened(ollama, num_ctx) as backend:
+        await items(backend, ask(**{"messages": [{"role": "user", "content": LONG}], **body}))
     assert len(ollama.chats) == 1

@@ -84,14 +84,41 @@ def test_sampling_fields_become_options() -> None:
     assert translated(stop=["a", "b"])["options"] == {"stop": ["a", "b"]}
 
 
-def test_tier_settings_yield_to_the_request_s_own() -> None:
-    """The tier gives num_ctx and keep_alive, unless the request's options and keep_alive say otherwise."""
+def test_of_ollama_s_own_options_a_request_may_set_those_of_sampling() -> None:
+    """The tier gives num_ctx and keep_alive, which a request may only repeat."""
     tier = OllamaTier(base_url="http://127.0.0.1:1", num_ctx=8192, keep_alive="30m")
     body = translated(tier)
     assert (body["options"], body["keep_alive"]) == ({"num_ctx": 8192}, "30m")
-    own = translated(tier, options={"num_ctx": 512, "mirostat": 1}, keep_alive=0, temperature=1)
-    assert own["options"] == {"num_ctx": 512, "mirostat": 1, "temperature": 1}
-    assert own["keep_alive"] == 0
+    own = translated(tier, options={"num_ctx": 8192, "mirostat": 1}, keep_alive="30m", temperature=1)
+    assert own["options"] == {"num_ctx": 8192, "mirostat": 1, "temperature": 1}
+    assert own["keep_alive"] == "30m"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"options": {"num_ctx": 1_000_000}}, "options.num_ctx"),
+        ({"options": {"num_gpu": 0}}, "options.num_gpu"),
+        ({"options": {"temperature": 1, "num_batch": 1}}, "options.num_batch"),
+        ({"options": {"use_mmap": True}}, "options.use_mmap"),
+        ({"options": {"NUM_CTX": 5}}, "options.NUM_CTX"),
+        ({"keep_alive": -1}, "keep_alive"),
+        ({"keep_alive": "24h"}, "keep_alive"),
+        ({"keep_alive": 0}, "keep_alive"),
+    ],
+    ids=range(8),
+)
+def test_what_loads_or_holds_the_model_is_the_operator_s(body: dict[str, Any], param: str) -> None:
+    """One request would make Ollama load the model again, or keep it in memory, for every client."""
+    with pytest.raises(UnsupportedByTier) as caught:
+        translated(**body)
+    assert caught.value.param == param
+
+
+def test_ollama_s_own_limit_is_no_second_one() -> None:
+    """``num_predict`` is read by the ingress with the other names of the limit, and travels as max_tokens."""
+    assert translated(max_tokens=5, options={"num_predict": -1})["options"] == {"num_predict": 5}
+    assert translated(options={"num_predict": -1, "top_k": 1})["options"] == {"top_k": 1}
 
 
 def test_keep_alive_without_a_unit_is_a_number() -> None:

@@ -96,13 +96,16 @@ def test_the_prompt_is_estimated_by_its_length() -> None:
         ({}, ASSUMED_TOKENS, False),
         ({"max_tokens": 50}, 50, True),
         ({"max_completion_tokens": 60}, 60, True),
-        ({"max_tokens": 50, "max_completion_tokens": 60}, 50, True),
+        ({"max_tokens": 50, "max_completion_tokens": 50}, 50, True),
         ({"max_tokens": None, "max_completion_tokens": 60}, 60, True),
         ({"max_tokens": 50, "n": 3}, 150, True),
         ({"n": 2}, 2 * ASSUMED_TOKENS, False),
-        ({"max_tokens": "50"}, ASSUMED_TOKENS, False),
+        ({"max_tokens": 5000.0}, 5000, True),
+        ({"n_predict": 200}, 200, True),
+        ({"options": {"num_predict": 200}}, 200, True),
         ({"max_tokens": -1}, ASSUMED_TOKENS, False),
-        ({"max_tokens": [1, {"a": 2}]}, ASSUMED_TOKENS, False),
+        ({"max_tokens": 50, "best_of": 4, "n": 2}, 200, True),
+        ({"max_tokens": 50, "min_tokens": 50, "ignore_eos": True}, 50, True),
     ],
 )
 def test_the_answer_is_what_the_client_allows(fields: dict[str, Any], most: int, *, told: bool) -> None:
@@ -126,4 +129,6 @@ def test_media_have_a_flat_rate() -> None:
     found = estimated([{"type": "text", "text": "x" * 4000}, image, image])
     assert 1000 + 2 * MEDIA_TOKENS <= found.prompt <= 1050 + 2 * MEDIA_TOKENS
     assert estimated('an "image_url" in words').prompt < 50
+    for kind in ({}, {"type": "input_text"}, {"type": None}):
+        assert estimated([image, {**kind, "text": "x" * 80_000}]).prompt > 20_000
     assert estimated([{"type": "image_url"}, "image_url", 7]).prompt < 50 + MEDIA_TOKENS

@@ -125,6 +125,7 @@ class Admission:
             backend_model=rung.model.backend_model,
             operation=ask.operation,
             choices=ask.choices,
+            max_tokens=ask.max_tokens,
             answer_id=ask.operation.answer_id(self._request_id),
             created=self._created,
             streaming=ask.streaming,

@@ -17,7 +17,7 @@ from tierfall.errors import (
 from tierfall.keys import ledger_limits
 from tierfall.ledger import Ledger, Metric, Spent, Wish
 from tierfall.store import QUOTA, Bucket
-from tierfall_ingress.estimate import estimate, usual
+from tierfall_ingress.estimate import read_estimate, usual
 from tierfall_ingress.ratelimit import rate_limit_headers
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tierfall.ledger import Account, Grant, Limit
     from tierfall.protocol.envelope import Ending
     from tierfall_ingress.ask import Ask
+    from tierfall_ingress.estimate import Estimate
     from tierfall_ingress.keys import Allowance
     from tierfall_ingress.meters import Meters
     from tierfall_ingress.wire import Header
@@ -54,9 +55,15 @@ class Cashier:
         self.ledger = Ledger(self._bucket)
         self._made = False
 
-    def open(self, allowance: Allowance, ask: Ask, config: Config) -> Charge:
-        """The charge of one request; nothing is reserved yet."""
-        return Charge(self, allowance, ask, config)
+    async def open(self, allowance: Allowance, ask: Ask, config: Config) -> Charge:
+        """The charge of one request; nothing is reserved yet.
+
+        Raises:
+            InvalidRequest: What it may come to cannot be counted; ``param`` names the field.
+        """
+        # A key that is limited in requests alone costs no look into the body.
+        counts = any(limit.metric is not Metric.REQUESTS for limit in ledger_limits(allowance.limits))
+        return Charge(self, allowance, ask, config, await read_estimate(ask) if counts else None)
 
     async def reserve(self, scope: str, wish: Wish) -> Grant:
         """As :meth:`tierfall.ledger.Ledger.reserve`; the bucket is made if it is not there.
@@ -89,7 +96,9 @@ class Charge:
         headers: What the answer, or the refusal, tells of the limits.
     """
 
-    def __init__(self, cashier: Cashier, allowance: Allowance, ask: Ask, config: Config) -> None:
+    def __init__(
+        self, cashier: Cashier, allowance: Allowance, ask: Ask, config: Config, found: Estimate | None
+    ) -> None:
         self.headers: list[Header] = []
         self._cashier = cashier
         self._scope = allowance.scope
@@ -98,9 +107,7 @@ class Charge:
         self._rungs = config.ladder(ask.model)
         deadlines = config.models[ask.model].deadlines
         self._held_s = deadlines.budget + deadlines.total
-        self._metrics = {limit.metric for limit in self._limits}
-        # A key that is limited in requests alone costs no look into the body.
-        self._estimate = estimate(ask) if self._metrics - {Metric.REQUESTS} else None
+        self._estimate = found
         self._grant: Grant | None = None
 
     async def reserve(self) -> None:
@@ -132,17 +139,18 @@ class Charge:
 
         Args:
             model: Who answered, if anybody did.
-            ending: What its worker counted, if the answer is whole.
-            outputs: How many pieces the client got, if it streamed.
+            ending: What its worker counted, if it has.
+            outputs: At least how many tokens the client got, if it streamed.
             failure: Why there is no answer, or not all of it.
         """
         grant, found = self._grant, self._estimate
         if grant is None or found is None:
             return
-        if ending is not None and ending.prompt_tokens + ending.completion_tokens:
+        if ending is not None and not ending.estimated and ending.prompt_tokens + ending.completion_tokens:
             prompt, completion = ending.prompt_tokens, ending.completion_tokens
         elif model is not None:
-            prompt, completion = found.prompt, outputs or usual(found.most)
+            seen = max(outputs, 0 if ending is None else ending.completion_tokens)
+            prompt, completion = found.prompt, seen or usual(found.most)
         elif isinstance(failure, _GUESSED):
             prompt, completion = found.prompt, usual(found.most)
         else:

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from tierfall.chat import limit
 from tierfall.protocol.operation import Operation
+from tierfall_ingress.bounds import SLICE_BYTES, at_once, with_pauses
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from tierfall_ingress.ask import Ask
 
 BYTES_PER_TOKEN: Final = 4
 """Of UTF-8, as a rule of thumb over languages; the JSON around a message stands for its template's tokens."""
 MEDIA_TOKENS: Final = 1000
 """For an image, a sound or a file, whatever its bytes."""
-ASSUMED_TOKENS: Final = 1024
-"""Of each answer to a request that sets no ``max_tokens``."""
+ASSUMED_TOKENS: Final = limit.ASSUMED_TOKENS
+"""Of each answer to a request that sets no limit."""
 USUAL_SHARE: Final = 4
 """An answer is usually one part in so many of what it may be; where it has to be guessed afterwards."""
 _MEDIA: Final = (b'"image_url"', b'"input_audio"', b'"file"')
+_TEXTS: Final = frozenset({None, "text", "refusal", "input_text", "output_text", "thinking"})
+"""Types of parts that are text: a flat rate would be a way to pay less for it."""
+_ABSENT: Final = msgspec.Raw(b"")
 
 
-class _Sizes(msgspec.Struct):
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    messages: Any = None
+class _Message(msgspec.Struct):
+    content: msgspec.Raw = _ABSENT
 
 
-_sizes: Final = msgspec.json.Decoder(_Sizes)
+class _Part(msgspec.Struct):
+    type: str | None = None
+
+
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_messages: Final = msgspec.json.Decoder(list[_Message])
+_listed: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_part: Final = msgspec.json.Decoder(_Part)
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -45,22 +57,37 @@ class Estimate(msgspec.Struct, frozen=True):
     told: bool
 
 
+async def read_estimate(ask: Ask) -> Estimate:
+    """As :func:`estimate`; of a large body the event loop goes on with other work in between."""
+    return estimate(ask) if len(ask.body) <= SLICE_BYTES else await with_pauses(_steps(ask))
+
+
 def estimate(ask: Ask) -> Estimate:
-    """Reads what of the body says how long the answer may be, and guesses the rest."""
+    """How long the prompt and the answers may be, by what the client says, and guesses for the rest.
+
+    Raises:
+        InvalidRequest: A field could make the answers longer than that; ``param`` names it.
+    """
+    return at_once(_steps(ask))
+
+
+def _steps(ask: Ask) -> Generator[None, None, Estimate]:
+    body = ask.body
     if ask.operation is Operation.EMBEDDINGS:  # there is no answer to count
-        return Estimate(_tokens(len(ask.body)), 0, told=True)
-    try:
-        sizes = _sizes.decode(ask.body)
-    except (msgspec.DecodeError, RecursionError):
-        sizes = _Sizes()
-    prompt = _tokens(_text_bytes(ask.body, sizes.messages))
-    limits = [
-        limit
-        for limit in (sizes.max_completion_tokens, sizes.max_tokens)
-        if isinstance(limit, int) and limit > 0
-    ]
-    each = min(limits, default=ASSUMED_TOKENS)
-    return Estimate(prompt, each * ask.choices, told=bool(limits))
+        return Estimate(_tokens(len(body)), 0, told=True)
+    yield
+    members = _members.decode(body)
+    limit.refuse_uncounted(members, ask.max_tokens)
+    size = len(body)
+    for mark in _MEDIA:
+        yield
+        if mark in body:
+            yield
+            size += yield from _media(members.get("messages", _ABSENT))
+            break
+    # Some engines take 0 for no limit.
+    each = ask.max_tokens or ASSUMED_TOKENS
+    return Estimate(_tokens(max(size, 0)), each * ask.drafts, told=bool(ask.max_tokens))
 
 
 def usual(most: int) -> int:
@@ -68,17 +95,27 @@ def usual(most: int) -> int:
     return -(-most // USUAL_SHARE)
 
 
-def _text_bytes(body: bytes, messages: Any) -> int:
-    """The body's length, with a flat rate for what is no text."""
-    if not any(mark in body for mark in _MEDIA) or not isinstance(messages, list):
-        return len(body)
-    size = len(body)
-    for message in messages:
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and part.get("type") not in {"text", "refusal"}:
-                size += MEDIA_TOKENS * BYTES_PER_TOKEN - len(msgspec.json.encode(part))
-    return max(size, 0)
+def _media(messages: msgspec.Raw) -> Generator[None, None, int]:
+    """How much larger what is no text would be at its flat rate than it is."""
+    more = 0
+    for number, message in enumerate(_messages.decode(messages) if _is_array(messages) else ()):
+        if number % 1000 == 0:
+            yield
+        for part in _listed.decode(message.content) if _is_array(message.content) else ():
+            if bytes(memoryview(part)[:1]) == b"{" and _type(part) not in _TEXTS:
+                more += MEDIA_TOKENS * BYTES_PER_TOKEN - memoryview(part).nbytes
+    return more
+
+
+def _is_array(raw: msgspec.Raw) -> bool:
+    return bytes(memoryview(raw)[:1]) == b"["
+
+
+def _type(part: msgspec.Raw) -> str | None:
+    try:
+        return _part.decode(part).type
+    except msgspec.ValidationError:
+        return None
 
 
 def _tokens(size_bytes: int) -> int:

@@ -21,7 +21,7 @@ from tierfall.errors import (
     WorkerLost,
 )
 from tierfall.logs import event
-from tierfall_ingress.ask import parse_ask
+from tierfall_ingress.ask import read_ask
 from tierfall_ingress.body import read_body
 from tierfall_ingress.body_memory import BodyShare
 from tierfall_ingress.connection import CLIENT
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, MutableMapping
 
     from tierfall.config import Config
-    from tierfall.protocol.envelope import Resume
+    from tierfall.protocol.envelope import Ending, Resume
     from tierfall.protocol.operation import Operation
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.body import Receive
@@ -133,7 +133,7 @@ class Exchange:
         ask, ladder = await self._read()
         if self._caller.allowance is not None:
             services = self._services
-            self._charge = services.cashier.open(self._caller.allowance, ask, services.config)
+            self._charge = await services.cashier.open(self._caller.allowance, ask, services.config)
             await self._charge.reserve()
         try:
             self._answer, first = await ladder.climb()
@@ -153,7 +153,9 @@ class Exchange:
         self._caller = services.keys.caller(_text(self._headers.get(b"authorization")))
         body = await read_body(self._headers, self._receive, config.server.max_body, self._share)
         self._read_whole = True
-        ask = self._ask = parse_ask(body, self._operation)
+        ask = self._ask = await read_ask(body, self._operation)
+        if self._client.gone:
+            raise ClientGone("the client hung up")
         if ask.model not in config.models:
             raise unknown_model(ask.model, config, self._caller)
         self._caller.check(ask.model)
@@ -246,8 +248,7 @@ class Exchange:
             known, self._operation, status, took_s=took, answer=answer, ending=ending
         )
         if self._charge is not None:
-            outputs = 0 if self._transcript is None else self._transcript.events
-            self._charge.settle(None if answer is None else answer.model, ending, outputs, failure)
+            self._settle(self._charge, ending, failure)
         fields = {
             "request_id": self.id,
             "model": known,
@@ -281,6 +282,19 @@ class Exchange:
             attempts="" if ladder is None else ladder.story.header,
             waited_s=0.0 if ladder is None else ladder.waited_s,
         )
+
+    def _settle(self, charge: Charge, ending: Ending | None, failure: TierfallError | None) -> None:
+        """Counts what was used, now or as soon as the worker has said what that is."""
+        model, count = None, None
+        if self._answer is not None:
+            model, count = self._answer.model, self._answer.line.count
+        elif self._ladder is not None and self._ladder.abandoned is not None:
+            model, count = self._ladder.abandoned
+        outputs = 0 if self._transcript is None else self._transcript.tokens
+        if count is None:
+            charge.settle(model, ending, outputs, failure)
+        else:
+            count.then(lambda counted: charge.settle(model, counted, outputs, failure))
 
 
 def unknown_model(name: str, config: Config, caller: Caller) -> ModelNotFound:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tierfall.protocol.envelope import Ending, Resume
     from tierfall.telemetry import Span
     from tierfall_ingress.ask import Ask
+    from tierfall_ingress.counts import Count
     from tierfall_ingress.keys import Caller
     from tierfall_ingress.line import Line
     from tierfall_ingress.services import Services
@@ -172,6 +173,9 @@ class Ladder:
         )
         self._giving_up: TimeLimit | None = None
         self._gone = False
+        self.abandoned: tuple[str, Count | None] | None = None
+        """The model whose answer was under way when the client left or the budget was spent, with none of it
+        here yet, and what its worker may say of it. Not the answer: it holds this ladder."""
         self._span = span
         self.story = Story()
 
@@ -319,8 +323,10 @@ class Ladder:
         answer = Answer(rung, line, clocks, 0.0)
         try:
             first = await (answer.read() if self._ask.streaming else answer.read_whole())
-        except BaseException:
+        except BaseException as error:
             answer.close()
+            if not isinstance(error, TierfallError):
+                self.abandoned = answer.model, line.count
             raise
         first_at = line.first_output_at or self._loop.time()
         answer.first_output_s = first_at - self._began

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tierfall.bus import Bus
     from tierfall.errors import TierfallError
     from tierfall.protocol.frames import Frame
+    from tierfall_ingress.counts import Count
     from tierfall_ingress.switchboard import Switchboard
 
 WINDOW_BYTES: Final = 256 * 1024
@@ -39,6 +40,7 @@ class Line:
         doing: What the worker last said that it is doing.
         ended: Whether the answer is whole.
         error: Why there will be no (more) answer.
+        count: What its worker may yet say of an answer that was given up because the client is gone.
         loop: The event loop.
     """
 
@@ -59,6 +61,7 @@ class Line:
         "_write",
         "accepted",
         "accepted_at",
+        "count",
         "doing",
         "ended",
         "ending",
@@ -103,6 +106,7 @@ class Line:
         self.ended = False
         self.ending = b""
         self.error: TierfallError | None = None
+        self.count: Count | None = None
 
     # -- what the switchboard calls
 
@@ -169,6 +173,8 @@ class Line:
         if self.error is None and not self.ended:
             if self.worker and self._bus.connected:
                 self._control(Kind.CANCEL, 0, error.slug.encode())
+                if isinstance(error, ClientGone):
+                    self.count = self._board.counts.expect(self.stream, self.worker)
             self._finish(error)
             self._wake()
 

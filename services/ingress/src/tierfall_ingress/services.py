@@ -71,6 +71,7 @@ class Services:
         """Ends what is open on the bus."""
         if self.stored is not None:
             await self.stored.close()
+        self.switchboard.counts.close()  # what workers have not counted yet is settled by estimate
         await self.cashier.close()
         await self.quotas.close()
         await self.switchboard.close()

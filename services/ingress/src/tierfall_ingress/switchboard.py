@@ -21,6 +21,7 @@ from tierfall.protocol import subjects
 from tierfall.protocol.envelope import pack
 from tierfall.protocol.frames import FrameError, Kind, decode, encode
 from tierfall.protocol.presence import RECOVERY_S
+from tierfall_ingress.counts import Counts
 from tierfall_ingress.entropy import entropy
 from tierfall_ingress.line import Line
 
@@ -65,6 +66,7 @@ class Switchboard:
         self._leases = bus.inbox()
         self._lines: dict[int, Line] = {}
         self._throttle = Throttle()
+        self.counts = Counts(self.loop)
         self._recovered_at = 0.0
         self._subscriptions: list[Subscription] = []
         self._leasing: asyncio.Task[None] | None = None
@@ -82,6 +84,7 @@ class Switchboard:
         """Ends every line and stops listening."""
         for line in list(self._lines.values()):
             line.fail(WorkerLost("the ingress is stopping"))
+        self.counts.close()
         if self._leasing is not None:
             self._leasing.cancel()
         for subscription in self._subscriptions:
@@ -125,6 +128,8 @@ class Switchboard:
                     line.feed(frame)
                 elif frame.kind is Kind.ACCEPTED:
                     self._turn_down(frame)
+                else:
+                    self.counts.feed(frame)
         except FrameError as error:
             self._log_dropped("a reply", str(error))
 
@@ -156,6 +161,7 @@ class Switchboard:
         worker = message.subject[len(self._leases) + 1 :]
         for line in [line for line in self._lines.values() if line.worker == worker]:
             line.fail(WorkerLost(f"worker {worker} is gone"))
+        self.counts.lost(worker)
         self._on_lost(worker)
 
     def _on_bus_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus's listener signature

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tierfall.chat.weight import text_bytes, tokens, utf8_bytes
 from tierfall.protocol.envelope import Resume
 from tierfall_ingress.line import KEEP_ALIVE
 
@@ -21,7 +22,11 @@ _EVENT: Final = b"data: "
 _END: Final = b"\n\n"
 _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """JSON may pass through unread that no parser can hold: a number above all floats, deep nesting."""
-_body: Final = msgspec.json.Decoder(dict[str, Any])
+_GUIDED: Final = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_FALSE: Final = frozenset({b"null", b"false", b"0", b'""', b"{}", b"[]"})
+"""Values that ask for nothing."""
+_NULL: Final = b"null"
+_body: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class _Delta(msgspec.Struct):
@@ -51,7 +56,12 @@ class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
 
 
+class _Form(msgspec.Struct):
+    type: Any = None
+
+
 _NO_DELTA: Final = _Delta()
+_form: Final = msgspec.json.Decoder(_Form)
 _chunks: Final = msgspec.json.Decoder(list[_Chunk])
 
 
@@ -65,6 +75,7 @@ class Transcript:
         self._characters = 0
         self._events = 0
         self._outputs = 0
+        self._size = 0
         self._finished: set[int] = set()
         self._readable = True
         self._continuable = True
@@ -80,6 +91,11 @@ class Transcript:
         """How many events were sent."""
         self._read()
         return self._events
+
+    @property
+    def tokens(self) -> int:
+        """At least how many tokens were sent."""
+        return tokens(self.events, self._size)
 
     def finished(self, choices: int) -> bool:
         """Whether the client has the ``finish_reason`` of all its choices: nothing is missing but usage."""
@@ -109,10 +125,14 @@ class Transcript:
         self._events += len(chunks)
         for chunk in chunks:
             for choice in chunk.choices or ():
+                delta = choice.delta or _NO_DELTA
+                self._size += utf8_bytes(delta.content or choice.text)
+                if delta.reasoning_content or delta.reasoning or not delta.is_plain:
+                    self._size += _further_bytes(delta)
                 if choice.finish_reason:
                     self._finished.add(choice.index)
                 if self._continuable:
-                    self._take(choice, choice.delta or _NO_DELTA)
+                    self._take(choice, delta)
         self._content, self._reasoning = ["".join(self._content)], ["".join(self._reasoning)]
 
     def _take(self, choice: _Choice, delta: _Delta) -> None:
@@ -136,6 +156,11 @@ class Transcript:
         self._reasoning.clear()
 
 
+def _further_bytes(delta: _Delta) -> int:
+    """What a model wrote beside the content."""
+    return text_bytes({**msgspec.structs.asdict(delta), "content": None})
+
+
 def may_resume(ask: Ask) -> bool:
     """Whether a request's answer is plain text, which alone can be gone on with.
 
@@ -146,15 +171,20 @@ def may_resume(ask: Ask) -> bool:
         asked = _body.decode(ask.body)
     except _UNREADABLE:
         return False
-    form, logprobs = asked.get("response_format"), asked.get("logprobs")
-    bound = isinstance(form, dict) and form.get("type") != "text"
-    guided = any(name in asked for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar"))
+    logprobs, best_of = (bytes(asked.get(name, _NULL)) for name in ("logprobs", "best_of"))
     return not (
         ask.choices != 1
-        or (logprobs is not None and logprobs is not False)  # a completion's 0 asks for some
-        or (asked.get("best_of") or 1) != 1
-        or bound
-        or guided
-        or asked.get("structured_outputs")
-        or asked.get("grammar")
+        or logprobs not in {_NULL, b"false"}  # a completion's 0 asks for some
+        or best_of not in _FALSE | {b"1"}
+        or _is_bound(asked.get("response_format"))
+        or any(name in asked for name in _GUIDED)
+        or any(bytes(asked.get(name, _NULL)) not in _FALSE for name in ("structured_outputs", "grammar"))
     )
+
+
+def _is_bound(form: msgspec.Raw | None) -> bool:
+    """Whether this ``response_format`` is one that is more than text."""
+    try:
+        return form is not None and _form.decode(form).type != "text"
+    except _UNREADABLE:
+        return False  # no object: whatever the backend made of it, it was no schema

@@ -6,12 +6,15 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Final
 
+from tierfall.chat.limit import LIMITS, refuse_uncounted
 from tierfall.errors import (
     BusError,
+    InvalidRequest,
     QuotaExhausted,
     QuotaUnknown,
     RateLimited,
     TierfallError,
+    UnsupportedByTier,
 )
 from tierfall.ledger import Metric, Spent, Wish
 from tierfall.protocol.operation import Operation
@@ -131,6 +134,8 @@ class Desk:
         amounts = [limit.amount for limit in plan.limits if limit.metric is Metric.TOKENS]
         answers = ask.operation is not Operation.EMBEDDINGS
         estimate = tokens.Estimate(0, 0, 0)
+        if amounts and answers:
+            _refuse_uncounted(ask)
         if amounts:
             estimate = tokens.estimate(ask.body, min(amounts), answers=answers)
         wish = Wish(
@@ -142,6 +147,14 @@ class Desk:
         )
         access, grant = await _first_to_grant(book.ledger, usable, wish, book.patience_s(ask, plan))
         return Ticket(access, self._provider, plan.of, Reservation(book.ledger, plan, grant, estimate))
+
+
+def _refuse_uncounted(ask: Ask) -> None:
+    limit = next((0 for name in LIMITS if name in ask.body), None)
+    try:
+        refuse_uncounted(ask.body, limit)
+    except InvalidRequest as error:  # a tier whose tokens nobody counts may take it
+        raise UnsupportedByTier(error.message, param=error.param) from None
 
 
 async def _first_to_grant(

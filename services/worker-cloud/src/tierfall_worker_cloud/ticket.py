@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from tierfall.chat.weight import chunk_bytes
+from tierfall.chat.weight import tokens as count
 from tierfall.errors import (
     BackendDown,
     InvalidRequest,
@@ -73,6 +75,7 @@ class Ticket:
         self._sent = False
         self._status = 0
         self._chunks = 0
+        self._size = 0
         self._used: int | None = None
         self.counts = reservation is not None and any(
             part.metric is Metric.TOKENS for part in reservation.grant.parts
@@ -100,6 +103,7 @@ class Ticket:
     def saw(self, payload: bytes) -> None:
         """A chunk has come; only told where tokens count."""
         self._chunks += 1
+        self._size += chunk_bytes(payload)
         self._used = tokens.used(payload) or self._used
 
     def close(self, error: BaseException | None) -> None:
@@ -119,7 +123,7 @@ class Ticket:
             return self._used
         if isinstance(error, RateLimited | QuotaExhausted | InvalidRequest):
             return 0  # refused before a token of it was read
-        return min(estimate.most, estimate.prompt + self._chunks)
+        return estimate.prompt + count(self._chunks, self._size)
 
     def _rest(self, error: RateLimited | QuotaExhausted) -> None:
         lasting = isinstance(error, QuotaExhausted)

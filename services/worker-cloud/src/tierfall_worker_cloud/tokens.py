@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
+
+from tierfall.chat.limit import ASSUMED_TOKENS, LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,14 +15,20 @@ BYTES_PER_TOKEN: Final = 4
 """Of JSON text; close enough for a reservation that the real count replaces."""
 IMAGE_TOKENS: Final = 1000
 """For an image that stands in the request itself."""
-ANSWER_TOKENS: Final = 1024
+ANSWER_TOKENS: Final = ASSUMED_TOKENS
 """Reserved for an answer whose length the client does not limit."""
 LIKELY_TOKENS: Final = 256
 """What an answer is taken for when nobody is left to say how long it was."""
 
-_LIMITS: Final = ("max_completion_tokens", "max_tokens")
-_INLINE: Final = re.compile(rb'data:[^",;]{0,100};base64,[^"]*')
+_INLINE: Final = b";base64,"
+_LONGEST_NUMBER: Final = 32
 _PROMPT: Final = ("messages", "prompt", "input", "tools", "response_format")
+
+
+_NULL: Final = msgspec.Raw(b"null")
+_SEVERAL: Final = (b'"', b"[", b"{")
+"""What a prompt begins with in an array of several; anything else is a token of one."""
+_listed: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class Estimate(NamedTuple):
@@ -56,8 +63,10 @@ def estimate(body: Mapping[str, msgspec.Raw], limit: int, *, answers: bool = Tru
         answers: Whether tokens are generated, which for embeddings they are not.
     """
     prompt = sum(_prompt(bytes(body[name])) for name in _PROMPT if name in body)
-    asked = next((number for name in _LIMITS if (number := _number(body, name)) is not None), None)
-    choices = _prompts(body) * (_number(body, "n") or 1) if answers else 0
+    # The runtime leaves one limit, under the name that goes out; of several the longest answer counts.
+    asked = max(filter(None, (_number(body, name) for name in LIMITS)), default=None)
+    drafts = max(_number(body, "n") or 1, _number(body, "best_of") or 1)
+    choices = _prompts(body) * drafts if answers else 0
     answer = choices * (ANSWER_TOKENS if asked is None else asked)
     most = prompt + answer
     if asked is None or answer <= limit:
@@ -79,18 +88,30 @@ def used(payload: bytes) -> int | None:
 
 
 def _prompt(raw: bytes) -> int:
-    text, images = _INLINE.subn(b"", raw) if b";base64," in raw else (raw, 0)
-    return -(-len(text) // BYTES_PER_TOKEN) + images * IMAGE_TOKENS
+    """By its length, without the data of pictures and sounds."""
+    size, media = len(raw), 0
+    at = raw.find(_INLINE)
+    while at >= 0:
+        end = raw.find(b'"', at)
+        end = len(raw) if end < 0 else end
+        size -= end - at
+        media += 1
+        at = raw.find(_INLINE, end)
+    return -(-size // BYTES_PER_TOKEN) + media * IMAGE_TOKENS
 
 
 def _prompts(body: Mapping[str, msgspec.Raw]) -> int:
     """How many answers are made for each of ``n``: a text completion may have several prompts."""
-    raw = body.get("prompt", b"null")
-    prompts = msgspec.json.decode(raw) if bytes(raw).startswith(b"[") else []
-    return len(prompts) if prompts and not isinstance(prompts[0], int) else 1
+    raw = body.get("prompt", _NULL)
+    if bytes(memoryview(raw)[:1]) != b"[":
+        return 1
+    prompts = _listed.decode(raw)
+    return len(prompts) if prompts and bytes(memoryview(prompts[0])[:1]) in _SEVERAL else 1
 
 
 def _number(body: Mapping[str, msgspec.Raw], name: str) -> int | None:
     raw = body.get(name)
-    value: Any = None if raw is None else msgspec.json.decode(raw)
+    if raw is None or memoryview(raw).nbytes > _LONGEST_NUMBER:
+        return None
+    value: Any = msgspec.json.decode(raw)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

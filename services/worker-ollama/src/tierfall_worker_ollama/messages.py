@@ -19,6 +19,8 @@ from tierfall_worker_ollama.fields import take
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+MAX_ARGUMENTS: Final = 100_000
+"""Commas in the arguments of one tool call. They are JSON within JSON, which the ingress does not count."""
 ROLES: Final = {
     "system": "system",
     "developer": "system",
@@ -176,6 +178,9 @@ def _tool_calls(calls: list[_ToolCall], place: str, tools: dict[str, str]) -> li
         at = f"{place}[{index}]"
         if call.type != "function" or call.function is None:
             raise UnsupportedByTier(f"{at}.type: Ollama knows functions only", param=f"{at}.type")
+        if call.function.arguments.count(",") > MAX_ARGUMENTS:
+            at += ".function.arguments"
+            raise InvalidRequest(f"{at}: more than {MAX_ARGUMENTS} values", param=at)
         try:
             arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
         except (msgspec.DecodeError, RecursionError):

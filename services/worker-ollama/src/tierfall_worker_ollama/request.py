@@ -39,6 +39,16 @@ OPTIONS: Final[dict[str, tuple[str, type]]] = {
 }
 # Later names win: max_tokens is the deprecated one.
 LIMITS: Final = ("max_tokens", "max_completion_tokens")
+OWN_OPTIONS: Final = frozenset(
+    {
+        *("temperature", "top_k", "top_p", "min_p", "typical_p", "tfs_z", "seed", "stop"),
+        *("presence_penalty", "frequency_penalty", "repeat_penalty", "repeat_last_n", "penalize_newline"),
+        *("mirostat", "mirostat_eta", "mirostat_tau", "num_keep"),
+    }
+)
+"""Ollama's own options that a request may set: those of sampling. The others are the operator's: a request
+with another ``num_ctx`` or ``num_gpu`` makes Ollama load the model again, for every client."""
+NUM_PREDICT: Final = "num_predict"
 TOP_LOGPROBS_LIMIT: Final = 20
 
 # What Ollama has no way to honour, and the values that ask for nothing.
@@ -149,7 +159,12 @@ def flag(ask: Ask, name: str) -> bool:
 
 
 def native_options(ask: Ask, tier: OllamaTier) -> dict[str, Any]:
-    """The tier's, then what OpenAI's fields say, then the request's own ``options`` word for word."""
+    """The tier's, then what OpenAI's fields say, then the request's own ``options`` of sampling.
+
+    Raises:
+        InvalidRequest: A field has a wrong type or value; ``param`` names it.
+        UnsupportedByTier: One of the ``options`` is the operator's; ``param`` names it.
+    """
     options: dict[str, Any] = {} if tier.num_ctx is None else {"num_ctx": tier.num_ctx}
     for name, (option, kind) in OPTIONS.items():
         value = take(ask.body, name, kind)
@@ -162,11 +177,26 @@ def native_options(ask: Ask, tier: OllamaTier) -> dict[str, Any]:
         if limit < 1:
             # Ollama reads a negative number as "for ever".
             raise InvalidRequest(f"{name}: at least 1, not {limit}", param=name)
-        options["num_predict"] = limit
+        options[NUM_PREDICT] = limit
     stop = take(ask.body, "stop", str | list[str])
     if stop:
         options["stop"] = [stop] if isinstance(stop, str) else stop
-    return options | (take(ask.body, "options", dict[str, Any]) or {})
+    return options | _own_options(ask, tier)
+
+
+def _own_options(ask: Ask, tier: OllamaTier) -> dict[str, Any]:
+    own: dict[str, Any] = take(ask.body, "options", dict[str, Any]) or {}
+    own.pop(NUM_PREDICT, None)  # the ingress has read it: it stands in max_tokens
+    if tier.num_ctx is not None and own.get("num_ctx") == tier.num_ctx:
+        del own["num_ctx"]
+    for name in own:
+        if name not in OWN_OPTIONS:
+            param = f"options.{name}"
+            setting = "; tiers.NAME.num_ctx sets it" if name == "num_ctx" else ""
+            raise UnsupportedByTier(
+                f"{param}: only options of sampling may come with a request{setting}", param=param
+            )
+    return own
 
 
 def _logprobs(ask: Ask) -> tuple[bool, int | None]:
@@ -182,15 +212,23 @@ def _logprobs(ask: Ask) -> tuple[bool, int | None]:
 
 
 def keep_alive(ask: Ask, tier: OllamaTier) -> str | float | None:
-    """How long Ollama keeps the model in memory: the request's wish, else the tier's.
+    """How long Ollama keeps the model in memory: what the tier says. A request may only say the same.
 
-    A bare number goes out as a number: Ollama refuses ``"-1"`` for want of a unit, and takes ``-1``.
+    Raises:
+        UnsupportedByTier: It says something else: that would hold the memory, or unload the model, for all.
     """
-    keep: str | float | None = take(ask.body, "keep_alive", str | float)
-    keep = tier.keep_alive if keep is None else keep
-    if isinstance(keep, float):
-        return keep
+    wished: str | float | None = take(ask.body, "keep_alive", str | float)
+    keep = _duration(tier.keep_alive)
+    if wished is not None and _duration(wished) != keep:
+        raise UnsupportedByTier(
+            "keep_alive: it may not come with a request; tiers.NAME.keep_alive sets it", param="keep_alive"
+        )
+    return keep
+
+
+def _duration(text: str | float) -> str | float | None:
+    """A bare number goes out as a number: Ollama refuses ``"-1"`` for want of a unit, and takes ``-1``."""
     try:
-        return float(keep)
+        return float(text)
     except ValueError:
-        return keep or None
+        return text or None

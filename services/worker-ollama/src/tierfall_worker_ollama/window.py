@@ -6,7 +6,7 @@ digits for example, may still be cut; only an update mends that.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -25,7 +25,7 @@ class _Message(msgspec.Struct):
 
 
 class _Options(msgspec.Struct):
-    num_ctx: Any = None
+    num_ctx: int = 0
 
 
 class _Payload(msgspec.Struct):
@@ -57,8 +57,7 @@ def refuse_cut(payload: bytes, engine: str, loaded: int, field: str) -> None:
     asked = _payload.decode(payload)
     texts = (text for message in asked.messages for text in (message.content, message.thinking))
     size = sum(len(text.encode()) for text in (*texts, asked.prompt, asked.suffix)) + len(asked.tools)
-    tokens, given = size // BYTES_PER_TOKEN, asked.options.num_ctx
-    window = given if isinstance(given, int) and given > 0 else loaded or DEFAULT_NUM_CTX
+    tokens, window = size // BYTES_PER_TOKEN, asked.options.num_ctx or loaded or DEFAULT_NUM_CTX
     if tokens > window and not asked.truncate:
         raise ContextLengthExceeded(
             f"{field}: about {tokens} tokens, more than num_ctx ({window}), and this version of Ollama would "

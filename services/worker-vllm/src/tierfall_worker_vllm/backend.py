@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tierfall.chat.limit import MAX_COMPLETION_TOKENS, MAX_TOKENS
 from tierfall.protocol.operation import Operation
 from tierfall.upstream import OpenAIUpstream, Source, continued, encode, prepare, set_model
 from tierfall.worker import Prefill
@@ -55,6 +56,9 @@ class VllmBackend:
             TierfallError: What :meth:`tierfall.upstream.OpenAIUpstream.answer` raises.
         """
         mender = self._mender(ask)
+        limit = ask.body.pop(MAX_COMPLETION_TOKENS, None)
+        if limit is not None:  # every engine knows the older name, not every one this
+            ask.body.setdefault(MAX_TOKENS, limit)
         prepare(ask.body, ask.backend_model)
         payloads = self._upstream.answer(ask.operation, encode(ask.body), ask.trace_headers)
         return payloads if mender is None else _mended(payloads, mender)

@@ -32,6 +32,8 @@ TOKENIZE_TIMEOUT_S: Final = 1.5
 MAX_SIDE_BYTES: Final = 32 * 1024 * 1024
 BYTES_PER_TOKEN: Final = 4
 """English text has about four bytes a token; used only when the engine cannot count."""
+MAX_PARSED_BYTES: Final = 256 * 1024
+"""A longer prompt is estimated by its JSON text: to take it apart would hold up every other answer."""
 NAMES_SHOWN: Final = 5
 
 _OK: Final = 200
@@ -209,6 +211,9 @@ def _names(listed: Any) -> tuple[str, ...]:
 
 def _from_length(asked: msgspec.Raw) -> int:
     """An estimate from the text's bytes; images and other parts are not text, numbers are tokens."""
+    size = memoryview(asked).nbytes
+    if size > MAX_PARSED_BYTES:
+        return -(-size // BYTES_PER_TOKEN)
     decoded = msgspec.json.decode(asked)
     tokens, text = 0, 0
     for part in _parts(decoded if isinstance(decoded, list) else [decoded]):

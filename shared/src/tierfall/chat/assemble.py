@@ -13,6 +13,7 @@ import msgspec
 
 from tierfall.chat.chunk import Delta
 from tierfall.chat.generated import Generated
+from tierfall.chat.weight import text_bytes, utf8_bytes
 from tierfall.errors import BackendFault, StreamBroken
 
 _SAID_ONCE: Final = frozenset({"role", "id", "type", "name", "index"})
@@ -89,6 +90,7 @@ class Assembly(Generated):
             self._settle(index, reason)
             if index not in self._choices:
                 self._choices[index] = self._new_choice()
+        self.size += _size(choice)
         if self._choices[index].feed(choice):
             self.started = True
             self.outputs += 1
@@ -106,6 +108,13 @@ class Assembly(Generated):
         if self.usage is not None:
             top["usage"] = self.usage
         return _encoder.encode(top)
+
+
+def _size(choice: dict[str, Any]) -> int:
+    delta = choice.get("delta")
+    if delta is None:
+        return utf8_bytes(choice.get("text"))
+    return utf8_bytes(delta.get("content")) if len(delta) == 1 else text_bytes(delta)
 
 
 class TextAssembly(Assembly):

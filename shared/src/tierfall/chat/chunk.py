@@ -12,6 +12,7 @@ import msgspec
 
 from tierfall.chat.frame import Frame
 from tierfall.chat.generated import Generated
+from tierfall.chat.weight import text_bytes, utf8_bytes
 from tierfall.errors import BackendFault, StreamBroken
 
 LEARNING: Final = 4
@@ -24,6 +25,7 @@ _CARRIAGE_RETURN: Final = ord("\r")
 
 class _Function(msgspec.Struct):
     name: Any = None
+    arguments: Any = None
 
 
 class ToolCall(msgspec.Struct):
@@ -112,6 +114,7 @@ class ChunkStream(Generated):
                 if text:
                     self.started = True
                     self.outputs += 1
+                    self.size += utf8_bytes(text)
                 return self._text_frame.framed(raw)
         try:
             if self._choices_frame is not None and (raw := self._choices_frame.part(payload)):
@@ -166,6 +169,21 @@ class ChunkStream(Generated):
     def _text_of(self, choice: Choice) -> Any:
         return None if choice.delta is None else choice.delta.content
 
+    def _size_of(self, choice: Choice) -> int:
+        delta = choice.delta
+        if delta is None:
+            return 0
+        size = utf8_bytes(delta.content)
+        if (
+            delta.reasoning_content
+            or delta.reasoning
+            or delta.refusal
+            or delta.tool_calls
+            or delta.function_call
+        ):
+            size += text_bytes({**msgspec.to_builtins(delta), "content": None})
+        return size
+
     def _has_output(self, choice: Choice) -> bool:
         return choice.delta is not None and choice.delta.has_output()
 
@@ -217,6 +235,7 @@ class ChunkStream(Generated):
         if self._has_output(choice):
             self.started = True
             self.outputs += 1
+            self.size += self._size_of(choice)
             for call in (delta and delta.tool_calls) or ():
                 if call.index is not None:
                     self._calls.add((index, call.index))

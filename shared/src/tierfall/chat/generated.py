@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from tierfall.chat.weight import tokens
+
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -23,10 +25,11 @@ class Generated:
         started: Whether real output, or the end of a choice, has been seen.
         complete: Whether every choice asked for has its ``finish_reason``: the only sign of a whole answer.
         outputs: How many chunks carried real output.
+        size: Bytes of what was generated, in UTF-8.
         usage: The last usage object that the backend sent, as JSON; ``None`` while there was none.
     """
 
-    __slots__ = ("_asked", "_finished", "_seen", "_stamp", "complete", "outputs", "started", "usage")
+    __slots__ = ("_asked", "_finished", "_seen", "_stamp", "complete", "outputs", "size", "started", "usage")
 
     object_name: ClassVar[str]
     """``object`` of what leaves."""
@@ -46,12 +49,18 @@ class Generated:
         self.started = False
         self.complete = False
         self.outputs = 0
+        self.size = 0
         self.usage: msgspec.Raw | None = None
 
     @property
     def missing(self) -> int:
         """How many of the choices asked for never began."""
         return max(0, self._asked - len(self._seen))
+
+    @property
+    def tokens(self) -> int:
+        """At least how many have been generated, as far as is seen here."""
+        return tokens(self.outputs, self.size)
 
     @property
     def finish_reasons(self) -> tuple[str, ...]:
@@ -61,12 +70,12 @@ class Generated:
     def estimate_usage(self, prompt_tokens: int) -> None:
         """Makes the usage that the backend did not send, and says so in it: ``"estimated": true``.
 
-        Engines send one chunk a token, seldom two tokens in one, so the answer is counted from below.
+        The answer is counted from below.
         """
         usage = {
             "prompt_tokens": prompt_tokens,
-            "completion_tokens": self.outputs,
-            "total_tokens": prompt_tokens + self.outputs,
+            "completion_tokens": self.tokens,
+            "total_tokens": prompt_tokens + self.tokens,
             "estimated": True,
         }
         self.usage = msgspec.Raw(_encoder.encode(usage))

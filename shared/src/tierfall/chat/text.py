@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import msgspec
 
 from tierfall.chat.chunk import ChunkStream
+from tierfall.chat.weight import utf8_bytes
 
 if TYPE_CHECKING:
     from tierfall.chat.chunk import Choice
@@ -33,6 +34,9 @@ class TextStream(ChunkStream):
 
     def _text_of(self, choice: Choice) -> Any:
         return choice.text
+
+    def _size_of(self, choice: Choice) -> int:
+        return utf8_bytes(choice.text)
 
     def _has_output(self, choice: Choice) -> bool:
         return isinstance(choice.text, str) and choice.text != ""

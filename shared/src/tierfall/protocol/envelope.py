@@ -42,6 +42,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     operation: Operation = Operation.CHAT
     choices: int = 1
     """How many answers are asked for: ``n`` for each prompt, or as many as there are inputs to embed."""
+    max_tokens: Count | msgspec.UnsetType | None = msgspec.UNSET
+    """The limit of each answer, or None for none: the worker writes it into what its backend gets, in place
+    of all that the body says of it. Unset by an ingress that does not read it."""
     answer_id: str
     """``id`` of the answer: the same for every attempt, so also when two tiers contribute."""
     created: int
@@ -65,11 +68,17 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How an answer ended, for metrics and logs; ``usage`` in OpenAI's terms."""
+    """How an answer ended, for metrics, logs and limits; ``usage`` in OpenAI's terms.
+
+    A worker also sends it of an answer that was given up because the client is gone.
+    """
 
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
     finish_reasons: tuple[str, ...] = ()
+    estimated: bool = False
+    """Whether the backend has not counted: then the answer has at least so many tokens, and those of the
+    prompt are not known."""
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -41,7 +41,8 @@ class Kind(enum.IntEnum):
     PART = 5
     """As CHUNK, but the event goes on in the next frame."""
     END = 6
-    """The answer is complete; payload: JSON :class:`tierfall.protocol.envelope.Ending`."""
+    """The answer is complete; payload: JSON :class:`tierfall.protocol.envelope.Ending`. Also the answer to a
+    CANCEL for a client that is gone: then it says what was generated."""
     ERROR = 7
     """The attempt failed; payload: JSON :class:`tierfall.protocol.failure.Failure`."""
     BODY_CREDIT = 8
@@ -55,7 +56,7 @@ class Kind(enum.IntEnum):
     CREDIT = 17
     """payload: u64, how many bytes of this stream the client has taken in all."""
     CANCEL = 18
-    """Stop the backend's work; payload: why, ASCII."""
+    """Stop the backend's work; payload: why, ASCII. To ``client_gone`` the worker answers with END."""
     BODY = 19
     """A further part of a request body, as far as BODY_CREDIT allows."""
     PING = 20

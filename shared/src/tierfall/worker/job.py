@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tierfall.chat import Generated
+from tierfall.chat.limit import LIMITS, write_limit
 from tierfall.errors import (
     BackendError,
     BackendFault,
+    ClientGone,
     ContinuationDiverged,
     InvalidRequest,
     StreamBroken,
@@ -21,6 +23,7 @@ from tierfall.errors import (
     UnsupportedByTier,
 )
 from tierfall.protocol.envelope import Count, Ending
+from tierfall.protocol.operation import Operation
 from tierfall.timelimit import TimeLimit
 from tierfall.worker.backend import Ask, Counting, Prefill, Progress
 from tierfall.worker.known_fields import refuse_unknown
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from tierfall.protocol.envelope import Envelope, Resume
-    from tierfall.protocol.operation import Operation
     from tierfall.worker.backend import Backend
     from tierfall.worker.incoming import IncomingBody
     from tierfall.worker.operations import Answer
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
 
 TAIL_S: Final = 2.0
 """How long a backend may take, after the last ``finish_reason``, to send usage and close."""
-
-_LIMITS: Final = ("max_tokens", "max_completion_tokens")
 
 _log: Final = logging.getLogger("tierfall.worker")
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -89,6 +89,8 @@ class Job:
         self._trace = trace
         self._refuse_extra = refuse_extra
         self._cancelled_because = ""
+        self._answer: Answer | None = None
+        self._in_tail = False
 
     @property
     def stream(self) -> int:
@@ -128,9 +130,23 @@ class Job:
             _log.debug(envelope.operation.value, extra={"fields": fields})
 
     def cancel(self, why: str = "") -> None:
-        """Stops the backend's work: nobody waits for it any longer; ``why`` is the ingress's word."""
+        """Stops the backend's work: nobody waits for it any longer; ``why`` is the ingress's word.
+
+        Where that is the client's doing, the ingress is told what was generated. Of a complete answer the
+        usage is waited for first.
+        """
         self._cancelled_because = why
-        self.reply.drop()
+        if why != ClientGone.slug:
+            self.reply.drop()
+        elif self.ending is not None:
+            self.reply.mute()  # its END was waiting behind the answer
+            self.reply.end(self.ending)
+        elif self._in_tail:
+            self.reply.mute()
+            return
+        else:
+            self.reply.mute()
+            self.reply.end(Ending() if self._answer is None else _ending(self._answer))
         if self._task is not None:
             self._task.cancel()
 
@@ -157,7 +173,9 @@ class Job:
             self.reply.fail(self.failure)
         finally:
             self._body.close()
-            self._data = bytearray()  # a slow client may keep the job long after its backend
+            # A slow client may keep the job long after its backend.
+            self._data = bytearray()
+            self._answer = None
 
     def _ask(self) -> Ask:
         try:
@@ -165,6 +183,8 @@ class Job:
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"the body is not a JSON object: {error}") from None
         envelope = self._envelope
+        if envelope.max_tokens is not msgspec.UNSET and envelope.operation is not Operation.EMBEDDINGS:
+            write_limit(members, envelope.max_tokens, envelope.operation)
         if self._refuse_extra:
             refuse_unknown(members, envelope.operation)
         return Ask(
@@ -210,6 +230,7 @@ class Job:
 
     async def _play(self, ask: Ask, answer: Answer, sink: Sink) -> None:
         asked_at = self._loop.time()
+        self._answer = answer
         try:
             await self._pass_on(self._trace.ask(ask), answer, sink, asked_at)
         except BaseException as error:
@@ -240,6 +261,7 @@ class Job:
         self, ask: Ask, items: AsyncGenerator[bytes | Progress, None], answer: Answer, sink: Sink
     ) -> None:
         """Takes what follows a complete answer: its usage, above all. How that ends no longer matters."""
+        self._in_tail = True
         tail_s = min(TAIL_S, 2 * self._envelope.signs_every_s)  # within the ingress's idle clock
         with contextlib.suppress(TimeoutError), TimeLimit(self._loop, tail_s):
             with contextlib.suppress(BackendError):
@@ -266,7 +288,7 @@ class Job:
 
 def _shorten(ask: Ask, tokens: int) -> bool:
     """Takes what was generated already off the request's limits; False when nothing is left of one."""
-    for name in _LIMITS:
+    for name in LIMITS:
         try:
             limit = msgspec.json.decode(ask.body.get(name, b"null"))
         except msgspec.DecodeError:
@@ -291,6 +313,8 @@ def _ending(answer: Answer) -> Ending:
             usage = msgspec.json.decode(answer.usage, type=_Usage)
         except msgspec.DecodeError:
             _log.warning("the backend's usage object is not one: its tokens are not counted")
+    elif isinstance(answer, Generated):
+        return Ending(completion_tokens=answer.tokens, finish_reasons=answer.finish_reasons, estimated=True)
     return Ending(
         prompt_tokens=usage.prompt_tokens or 0,
         completion_tokens=usage.completion_tokens or 0,

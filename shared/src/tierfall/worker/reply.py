@@ -107,6 +107,7 @@ class Reply:
         self._pending_bytes = 0
         self._grew = False
         self._last: tuple[Kind, bytes] | None = None
+        self._muted = False
         self._drained = asyncio.Event()
         self._drained.set()
         self.subject = subject
@@ -131,6 +132,8 @@ class Reply:
 
     def write(self, data: bytes) -> None:
         """Whole SSE events, or the whole JSON body."""
+        if self._muted:
+            return
         first = not self._sent and not self._pending
         self._pending.append(data)
         self._pending_bytes += len(data)
@@ -157,13 +160,18 @@ class Reply:
 
     def drop(self) -> None:
         """Nobody waits any longer: nothing more is sent."""
+        self.mute()
+        self._last = None
+        self._on_done()
+
+    def mute(self) -> None:
+        """Nobody reads the answer any longer: how it ends is all that is still sent."""
+        self._muted = True
         self._ready.clear()
         self._pending.clear()
         self._pending_bytes = 0
         self._grew = False
-        self._last = None
         self._drained.set()
-        self._on_done()
 
     def credit(self, payload: bytes) -> None:
         """The ingress says how many bytes the client has taken in all."""
