@@ -22,14 +22,34 @@ class Mood(enum.Enum):
     REFUSED = "the connection is down"
 
 
+class StillClock:
+    """A store's clock that stands still until it is set.
+
+    Args:
+        at: Unix seconds.
+    """
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+    def now(self) -> float:
+        """As :meth:`tierfall.store.StoreClock.now`."""
+        return self.at
+
+    async def sync(self) -> None:
+        """It is always right."""
+
+
 class ShakyStore:
     """Keeps documents by key, with one count of revisions, as JetStream does.
 
     Args:
+        now: Where its clock stands, in Unix seconds.
         moods: What becomes of the writes, in order; after the last one all is fine.
     """
 
-    def __init__(self, moods: Iterable[Mood] = ()) -> None:
+    def __init__(self, moods: Iterable[Mood] = (), now: float = 0.0) -> None:
+        self.clock = StillClock(now)
         self.entries: dict[str, Entry] = {}
         self.gets = 0
         self.puts = 0

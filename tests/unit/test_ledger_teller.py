@@ -11,7 +11,21 @@ from hypothesis import strategies as st
 from fakes.polling import until
 from fakes.shaky_store import Mood, ShakyStore
 from tierfall.errors import StoreUnavailable, StoreUnreadable
-from tierfall.ledger import Grant, Ledger, Limit, Metric, Spent, Window, Wish, teller, unpack_account
+from tierfall.ledger import (
+    Bench,
+    Grant,
+    Ledger,
+    Limit,
+    Metric,
+    Pace,
+    Spent,
+    Window,
+    Wish,
+    outage,
+    teller,
+    unpack_account,
+)
+from tierfall.ledger.account import PAST_PERIODS_KEPT
 from tierfall.store import Entry
 
 DAY = Limit(Metric.REQUESTS, 10, Window.DAY)
@@ -29,7 +43,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ledger(store: ShakyStore) -> Ledger:
     """A replica whose clock stands still at noon."""
-    return Ledger(store, lambda: NOON)
+    store.clock.at = NOON
+    return Ledger(store)
 
 
 async def ask(*ledgers: Ledger, each: int, wish: Wish = WISH) -> tuple[list[Grant], list[Exception]]:
@@ -166,7 +181,7 @@ async def test_a_store_that_stays_away_grants_nothing(monkeypatch: pytest.Monkey
     one = ledger(store)
     wish = Wish(limits=(TOKENS,), amounts={Metric.TOKENS: 400})
     grants, _ = await ask(one, each=1, wish=wish)
-    monkeypatch.setattr(teller, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(outage, "PATIENCE_S", 0.0)
     store.down = True
     one.settle(grants[0], {Metric.TOKENS: 10})
     with pytest.raises(StoreUnavailable, match="no answer"):
@@ -184,4 +199,84 @@ async def test_a_foreign_document_closes_the_limit() -> None:
     with pytest.raises(StoreUnreadable, match="cannot be read"):
         await one.reserve("scope", WISH)
     assert store.entries["scope"].value == b"not ours"
+    await one.close()
+
+
+async def test_a_store_that_is_known_to_be_away_is_not_asked_again_for_each_wish(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once it has been away for longer than anybody waits, wishes of all scopes fail at once; one looks."""
+    store = ShakyStore()
+    one = ledger(store)
+    monkeypatch.setattr(outage, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(outage, "REMEMBERED_S", 3600.0)
+    store.down = True
+    with pytest.raises(StoreUnavailable, match="gave no answer"):
+        await one.reserve("scope", WISH)
+    asked = store.turned_away
+    for scope in ("scope", "another", "a third"):
+        with pytest.raises(StoreUnavailable, match="gave no answer"):
+            await one.reserve(scope, WISH)
+    assert store.turned_away == asked
+    store.down = False
+    with pytest.raises(StoreUnavailable):
+        await one.reserve("scope", WISH)
+    one.outage._next_try = 0.0  # an hour later
+    await one.reserve("another", WISH)
+    await one.reserve("scope", WISH)
+    await one.close()
+
+
+DAY_S = 86_400.0
+
+
+@pytest.mark.parametrize("jump_s", [DAY_S, 40 * DAY_S, -DAY_S, 400 * DAY_S])
+@pytest.mark.parametrize("window", [Window.DAY, Window.MONTH])
+async def test_a_clock_that_goes_wrong_and_comes_back_gives_nothing_twice(
+    window: Window, jump_s: float
+) -> None:
+    """NATS's own clock is set wrong, used, and set right: the true period's limit is spent all the same."""
+    limit = Limit(Metric.REQUESTS, 3, window)
+    wish = Wish(limits=(limit,), amounts={Metric.REQUESTS: 1})
+    store = ShakyStore()
+    one, two = ledger(store), ledger(store)
+    assert len((await ask(one, two, each=3, wish=wish))[0]) == 3
+    for _ in range(3):
+        store.clock.at = NOON + jump_s
+        await ask(one, two, each=3, wish=wish)
+        store.clock.at = NOON
+        granted, refused = await ask(one, two, each=3, wish=wish)
+        assert (len(granted), len(refused)) == (0, 6)
+    await one.close()
+    await two.close()
+
+
+async def test_a_minute_is_not_closed_for_a_day_by_a_clock_that_was_a_day_ahead() -> None:
+    """Neither what was counted in that wrong minute, nor its turns, nor what a provider said, holds now."""
+    limit = Limit(Metric.REQUESTS, 3, Window.MINUTE)
+    wish = Wish(
+        limits=(limit,), amounts={Metric.REQUESTS: 1}, pace=Pace(every_s=1.0), patience_s=60.0, of="model"
+    )
+    store = ShakyStore()
+    one = ledger(store)
+    store.clock.at = NOON + DAY_S
+    await ask(one, each=3, wish=wish)
+    one.bench("scope", "model", Bench(one.now() + 60, "said 429", lasting=False, since=one.now()))
+    await one.close()
+    store.clock.at = NOON
+    two = ledger(store)
+    grants, refused = await ask(two, each=3, wish=wish)
+    assert (len(grants), refused) == (3, [])
+    assert max(grant.turn for grant in grants) <= NOON + 3
+    await two.close()
+
+
+async def test_days_that_are_over_do_not_pile_up() -> None:
+    """A year's use of a day's limit leaves a handful of days in the document."""
+    store = ShakyStore()
+    one = ledger(store)
+    for day in range(30):
+        store.clock.at = NOON + day * DAY_S
+        await ask(one, each=1)
+    assert len(unpack_account(store.entries["scope"].value).cells[DAY.key]) <= PAST_PERIODS_KEPT + 1
     await one.close()

@@ -453,6 +453,10 @@ class StoreUnreadable(StoreUnavailable):
     """A stored document is not what Tierfall writes; trying again does not help, an operator must mend it."""
 
 
+class StoreAbsent(StoreUnavailable):
+    """NATS is there and has no JetStream: waiting will not change that."""
+
+
 class Conflict(BusError):
     """A stored document changed between reading and writing it: read it again. No client ever sees it."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import (
@@ -64,6 +63,10 @@ class Cashier:
         # A key that is limited in requests alone costs no look into the body.
         counts = any(limit.metric is not Metric.REQUESTS for limit in ledger_limits(allowance.limits))
         return Charge(self, allowance, ask, config, await read_estimate(ask) if counts else None)
+
+    def at(self, account: Account) -> float:
+        """The time that counts for an account, in Unix seconds."""
+        return account.clock(self.ledger.now())
 
     async def reserve(self, scope: str, wish: Wish) -> Grant:
         """As :meth:`tierfall.ledger.Ledger.reserve`; the bucket is made if it is not there.
@@ -175,7 +178,7 @@ class Charge:
     def _look(self) -> Account:
         """The account as it is now; the answer tells what is left of it."""
         account = self._cashier.ledger.known(self._scope)
-        self.headers = rate_limit_headers(account, self._limits, account.clock(time.time()))
+        self.headers = rate_limit_headers(account, self._limits, self._cashier.at(account))
         return account
 
     def _smaller(self, spent: Spent, account: Account, most: int) -> int | None:
@@ -186,7 +189,7 @@ class Charge:
         found, limit = self._estimate, spent.limit
         if found is None or found.told or not most or limit is None or limit.metric is Metric.REQUESTS:
             return None
-        left = limit.amount - account.used(limit, account.clock(time.time()))
+        left = limit.amount - account.used(limit, self._cashier.at(account))
         if limit.metric is Metric.TOKENS:
             fitting = left - found.prompt
         else:
@@ -199,7 +202,11 @@ class Charge:
         if limit is not None:
             self._cashier.meters.limited(limit.metric, limit.window)
         said = f"this API key: {spent.message}"
-        if limit is not None and limit.metric is not Metric.REQUESTS and _is_held(limit, account, wish):
+        if (
+            limit is not None
+            and limit.metric is not Metric.REQUESTS
+            and _is_held(limit, account, wish, self._cashier.at(account))
+        ):
             # What requests under way have reserved and will hardly use comes back as soon as they end.
             return KeyRateLimited(f"{said}; some of it is held by requests under way", retry_after=AGAIN_S)
         if limit is not None and wish.amounts[limit.metric] > limit.amount:
@@ -209,9 +216,8 @@ class Charge:
         return KeyRateLimited(said, retry_after=spent.retry_after)
 
 
-def _is_held(limit: Limit, account: Account, wish: Wish) -> bool:
+def _is_held(limit: Limit, account: Account, wish: Wish, at: float) -> bool:
     """Whether the wish would fit if all that is under way came to what is usual."""
-    at = account.clock(time.time())
     back = sum(
         release.amount
         for held in account.open.values()

@@ -84,7 +84,8 @@ class Ticket:
     @property
     def wait_s(self) -> float:
         """Seconds until it is this request's turn; 0 or less when it is."""
-        return 0.0 if self._reservation is None else self._reservation.grant.turn - time.time()
+        held = self._reservation
+        return 0.0 if held is None else held.grant.turn - held.ledger.now()
 
     def send(self, ask: Ask, body: bytes) -> AsyncGenerator[bytes, None]:
         """Asks the provider: from here on it may have heard of it."""
@@ -138,11 +139,13 @@ class Ticket:
         self.access.rest(of, wait_s, error.message, lasting=lasting)
         held = self._reservation
         if held is not None:
-            found = Bench(time.time() + wait_s, error.message, lasting)
+            now = held.ledger.now()
+            found = Bench(now + wait_s, error.message, lasting, since=now)
             held.ledger.bench(self.access.scope, of, found)
 
     def _until_midnight(self) -> float:
-        now = time.time()
+        held = self._reservation
+        now = time.time() if held is None else held.ledger.now()
         day = Limit(Metric.REQUESTS, 0, Window.DAY, self._zone())
         return day.counts_until(day.cell_start(now)) - now
 

@@ -6,7 +6,6 @@ import asyncio
 import datetime as dt
 import json
 import logging
-import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -50,8 +49,7 @@ def run(
     logging.getLogger("tierfall").addHandler(logging.NullHandler())  # what goes wrong is told by the error
     loaded = load(config, environ, for_worker=True)
     found = plans(loaded)
-    accounts = asyncio.run(_accounts(loaded, found.values(), nkey)) if found else {}
-    now = time.time()
+    accounts, now = asyncio.run(_accounts(loaded, found.values(), nkey)) if found else ({}, 0.0)
     standings = [(plan, standing_of(plan, accounts, now)) for plan in found.values()]
     if as_json:
         listed = {"object": "list", "data": [report(standing) for _, standing in standings]}
@@ -67,7 +65,7 @@ def run(
     return 0
 
 
-async def _accounts(config: Config, found: Iterable[Plan], nkey: str) -> dict[str, Account]:
+async def _accounts(config: Config, found: Iterable[Plan], nkey: str) -> tuple[dict[str, Account], float]:
     nats = msgspec.structs.replace(config.nats, nkey=nkey, creds="") if nkey else config.nats
     bus = await Bus.connect(BusOptions.of(nats, "tierfall-quota", CONNECT_S))
     try:
@@ -76,15 +74,16 @@ async def _accounts(config: Config, found: Iterable[Plan], nkey: str) -> dict[st
         await bus.close()
 
 
-async def look(bus: Bus, found: Iterable[Plan]) -> dict[str, Account]:
-    """The accounts of these plans, by scope.
+async def look(bus: Bus, found: Iterable[Plan]) -> tuple[dict[str, Account], float]:
+    """The accounts of these plans, by scope, and the Unix time that they go by.
 
     Raises:
         BusError: NATS cannot be asked, or has no JetStream.
     """
     ledger = Ledger(Bucket(bus, QUOTA))
     scopes = dict.fromkeys(scope for plan in found for scope in plan.scopes)
-    return {scope: await ledger.look(scope) for scope in scopes}
+    accounts = {scope: await ledger.look(scope) for scope in scopes}
+    return accounts, ledger.now()
 
 
 def _rows(standings: Iterable[tuple[Plan, Standing]], now: float) -> Iterator[tuple[str, ...]]:

@@ -113,6 +113,10 @@ class KeyStore:
                     raise StoreUnreadable(f"what {name} has used is not known: {error.message}") from None
         return found
 
+    def now(self) -> float:
+        """The Unix time that the accounts go by; right once :meth:`accounts` has been called."""
+        return self._quota.clock.now()
+
     async def revoke(self, name: str) -> bool:
         """Ends a key; no ingress lets it in any more within a second. Requests under way go on.
 

@@ -25,7 +25,11 @@ one write, and while that is under way the next batch gathers. What does not fit
 and cost as the wish's estimate, once ``held_s`` seconds are over.
 
 Days and months begin at midnight of the limit's time zone and are exact. A minute is any 60 seconds, counted
-in slices of 2 s that stay counted for up to 64 s. Replicas' clocks should agree within 2 s.
+in slices of 2 s that stay counted for up to 64 s.
+
+**Whose time.** NATS's: every replica measures it and counts on from there, so that what its own machine's
+clock says does not matter. When NATS's clock itself goes wrong and is set right again, what was used in a day
+or month that it comes back to still counts; what was used in the meantime counts in the period that it named.
 """
 
 from tierfall.ledger.account import Account, Bench, pack_account, unpack_account

@@ -18,6 +18,13 @@ WRITERS_KEPT_S: Final = 3600.0
 MAX_AHEAD_S: Final = 60.0
 """A replica's clock that is further ahead of another's is taken for wrong."""
 
+FAR_AHEAD_S: Final = 900.0
+"""No request waits so long for its turn: what is said to happen later was written while a clock was wrong."""
+
+PAST_PERIODS_KEPT: Final = 8
+"""Days or months that are over and stay in the document: when the clock that said so was wrong, it goes back
+to one of them, and what was used in it counts again."""
+
 
 class Cell(msgspec.Struct, array_like=True):
     """What was used from ``start`` (Unix seconds) until the next cell begins."""
@@ -48,6 +55,12 @@ class Bench(msgspec.Struct, array_like=True, frozen=True):
     why: str
     lasting: bool
     """Whether its quota is spent, rather than its rate too high."""
+    since: float = 0.0
+    """When it said so, in Unix seconds: what was said in the future was said by a wrong clock."""
+
+    def holds(self, at: float) -> bool:
+        """Whether it is to be left alone at ``at``."""
+        return self.until > at and self.since <= at + MAX_AHEAD_S
 
 
 class Stamp(msgspec.Struct, array_like=True, frozen=True):
@@ -93,8 +106,9 @@ class Account(msgspec.Struct, omit_defaults=True):
         Requests that wait for their turn are counted at the time of it. They count towards every minute that
         could hold them; towards a day or month only when it has come.
         """
+        latest = at + FAR_AHEAD_S if limit.window is Window.MINUTE else at
         for cell in self.cells.get(limit.key, ()):
-            if limit.counts_until(cell.start) > at and (limit.window is Window.MINUTE or cell.start <= at):
+            if cell.start <= latest and limit.counts_until(cell.start) > at:
                 yield cell
 
     def free_at(self, limit: Limit, at: float, need: int) -> float | None:
@@ -127,18 +141,29 @@ class Account(msgspec.Struct, omit_defaults=True):
             self.add(key, start, amount)
 
     def drop_gone(self, limit: Limit, at: float) -> None:
-        """Forgets the limit's cells that no longer count."""
+        """Forgets the limit's cells that no longer count; of days and months the last few are kept."""
         cells = self.cells.get(limit.key)
-        if cells:
-            self.cells[limit.key] = [cell for cell in cells if limit.counts_until(cell.start) > at]
+        if not cells:
+            return
+        kept_from = float("inf")
+        if limit.window is not Window.MINUTE:
+            if len(cells) <= PAST_PERIODS_KEPT:
+                return
+            over = sorted(cell.start for cell in cells if limit.counts_until(cell.start) <= at)
+            if len(over) <= PAST_PERIODS_KEPT:
+                return
+            kept_from = over[-PAST_PERIODS_KEPT]
+        self.cells[limit.key] = [
+            cell for cell in cells if cell.start >= kept_from or limit.counts_until(cell.start) > at
+        ]
 
     def tidy(self, at: float) -> None:
         """Gives back what silent owners reserved too much, and forgets what is over."""
         for key in [key for key, held in self.open.items() if held.expires_at <= at]:
             for release in self.open.pop(key).releases:
                 self.correct(release.key, release.start, -release.amount)
-        self.turns = {of: turn for of, turn in self.turns.items() if turn > at}
-        self.benched = {of: bench for of, bench in self.benched.items() if bench.until > at}
+        self.turns = {of: turn for of, turn in self.turns.items() if at < turn <= at + FAR_AHEAD_S}
+        self.benched = {of: bench for of, bench in self.benched.items() if bench.holds(at)}
         self.writers = {
             writer: stamp for writer, stamp in self.writers.items() if stamp.at > at - WRITERS_KEPT_S
         }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tierfall.ledger.account import Account, Bench, Open, Release
+from tierfall.ledger.account import FAR_AHEAD_S, Account, Bench, Open, Release
 from tierfall.ledger.limit import Limit, Metric, Window
 from tierfall.ledger.spent import Spent
 
@@ -157,7 +157,7 @@ def refund(account: Account, grant: Grant) -> None:
 def bench(account: Account, of: str, found: Bench) -> None:
     """Leaves a part of the scope, or all of it, alone until then; never for less than was said before."""
     known = account.benched.get(of)
-    if known is None or known.until < found.until:
+    if known is None or known.until < found.until or not known.holds(found.since):
         account.benched[of] = found
 
 
@@ -187,12 +187,14 @@ def _turn(account: Account, wish: Wish, at: float) -> float:
     turn = at
     for of in dict.fromkeys(("", wish.of)):
         found = account.benched.get(of)
-        if found is not None and found.until > at:
+        if found is not None and found.holds(at):
             if found.until > at + wish.patience_s:
                 raise Spent.benched(found, at)
             turn = max(turn, found.until)
     if wish.pace is not None:
-        turn = max(turn, account.turns.get(wish.pace.of, at))
+        paced = account.turns.get(wish.pace.of, at)
+        if paced <= at + FAR_AHEAD_S:
+            turn = max(turn, paced)
         if turn > at + wish.patience_s:
             raise Spent.paced(wish.pace.every_s, turn - at)
     for _ in range(_MAX_MOVES):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-import time
 from typing import TYPE_CHECKING, Final
 
 from tierfall.ledger.account import Account, unpack_account
 from tierfall.ledger.booking import bench, heed, refund, settle
+from tierfall.ledger.outage import Outage
 from tierfall.ledger.teller import Teller, WishSlip
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ class Ledger:
 
     Args:
         store: The bucket; see :class:`tierfall.store.Bucket`.
-        clock: Unix seconds.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: Store) -> None:
+        self.outage = Outage()
+        """That the store does not answer, when it does not."""
         self._store = store
-        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._writer = secrets.token_hex(4)
         self._ids = itertools.count(1)
@@ -97,14 +97,21 @@ class Ledger:
         teller = self._tellers.get(scope)
         return Account() if teller is None else teller.account
 
+    def now(self) -> float:
+        """Unix seconds by the clock that all who share the store go by."""
+        return self._store.clock.now()
+
     async def look(self, scope: str) -> Account:
-        """The account as it is now; for tools, which have no watch on it.
+        """The account as it is :meth:`now`; for tools, which have no watch on it.
 
         Raises:
             BusError, TimeoutError: The store does not answer.
         """
         entry = await self._store.get(scope)
-        return unpack_account(entry.value, scope) if entry is not None else Account()
+        if entry is None:
+            return Account()  # it may be that nothing was ever stored, not even the bucket made
+        await self._store.clock.sync()
+        return unpack_account(entry.value, scope)
 
     async def close(self) -> None:
         """Writes what is still to be settled, within a few seconds."""
@@ -127,7 +134,7 @@ class Ledger:
                 scope,
                 self._store,
                 writer=self._writer,
-                clock=self._clock,
+                outage=self.outage,
                 refund=self.refund,
             )
         return teller

@@ -93,7 +93,7 @@ class Limit(msgspec.Struct, frozen=True):
             return start + SLICE_S + MINUTE_S + SKEW_S
         if self.window is Window.TOTAL:
             return math.inf
-        return _period(self.window, self.zone, start)[1]
+        return _period_end(self.window, self.zone, start)
 
 
 @functools.lru_cache(maxsize=64)
@@ -118,6 +118,12 @@ def _period(window: Window, zone: str, at: float) -> tuple[int, float]:
     if known is None or not known[0] <= at < known[1]:
         known = _last[window, zone] = _calendar_period(window, zone_of(zone), at)
     return known
+
+
+@functools.lru_cache(maxsize=1024)
+def _period_end(window: Window, zone: str, start: int) -> float:
+    """Of the period that begins then: an account holds several, and looks at all of them each time."""
+    return _calendar_period(window, zone_of(zone), start)[1]
 
 
 def _calendar_period(window: Window, zone: zoneinfo.ZoneInfo, at: float) -> tuple[int, float]:

@@ -7,28 +7,34 @@ write is refused, and decided anew on what the first one left.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tierfall.errors import BusDown, BusError, Conflict, PayloadTooLarge, StoreUnreadable
+from tierfall.errors import (
+    BusDown,
+    BusError,
+    Conflict,
+    PayloadTooLarge,
+    StoreUnavailable,
+    StoreUnreadable,
+)
 from tierfall.ledger.account import Account, Stamp, pack_account, unpack_account
 from tierfall.ledger.booking import reserve
 from tierfall.ledger.spent import Spent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from tierfall.ledger.booking import Grant, Wish
+    from tierfall.ledger.outage import Outage
     from tierfall.store import Entry
 
     Change = Callable[[Account, float], object]
 
 STORE_TIMEOUT_S: Final = 1.0
 """For one read or write, which takes a millisecond or two; one without an answer is looked up."""
-PATIENCE_S: Final = 5.0
-"""How long wishes wait for a store that has ceased to answer, as while a NATS server is restarted. Once that
-is over, they fail at the first try until it answers again."""
 FRESH_S: Final = 1.0
 """A document that is not older is known well enough to refuse by; to grant, none is too old."""
 RETRY_MIN_S: Final = 0.05
@@ -40,8 +46,22 @@ JITTER_MAX_S: Final = 0.064
 _log: Final = logging.getLogger("tierfall.ledger")
 
 
+class Clock(Protocol):
+    """What a teller needs of :class:`tierfall.store.StoreClock`."""
+
+    def now(self) -> float:
+        """Unix seconds."""
+
+    async def sync(self) -> None:
+        """Makes sure that it is right; returns at once when it has been made sure of lately."""
+
+
 class Store(Protocol):
     """What a teller needs of :class:`tierfall.store.Bucket`."""
+
+    @property
+    def clock(self) -> Clock:
+        """The time that all who share the store go by."""
 
     async def get(self, key: str) -> Entry | None:
         """The document and its revision."""
@@ -77,7 +97,7 @@ class Teller:
         scope: The document's key.
         store: Where it is.
         writer: The id of this replica among all writers.
-        clock: Unix seconds.
+        outage: Of the store, shared by all its tellers.
         refund: Called with a grant that nobody waits for any longer.
     """
 
@@ -87,13 +107,13 @@ class Teller:
         store: Store,
         *,
         writer: str,
-        clock: Callable[[], float],
+        outage: Outage,
         refund: Callable[[Grant], None],
     ) -> None:
         self._scope = scope
         self._store = store
         self._writer = writer
-        self._clock = clock
+        self._outage = outage
         self._refund = refund
         self._loop = asyncio.get_running_loop()
         self._queue: list[WishSlip | Change] = []
@@ -104,7 +124,7 @@ class Teller:
         self._number = 0
         self._unknown: dict[int, Outcome] = {}
         """Writes of the last batch that had no answer, by number."""
-        self._failing_since: float | None = None
+        self._wake = asyncio.Event()
         self.writes = 0
         self.conflicts = 0
 
@@ -114,7 +134,16 @@ class Teller:
         return unpack_account(self._document, self._scope) if self._revision else Account()
 
     def put(self, what: WishSlip | Change) -> None:
-        """Adds to the next batch, which begins with the next turn of the loop."""
+        """Adds to the next batch, which begins with the next turn of the loop.
+
+        A wish fails at once while it is known that the store does not answer.
+        """
+        if isinstance(what, WishSlip) and self._outage.lasting:
+            refusal = self._outage.refusal()
+            if refusal is not None:
+                what.answer.set_exception(refusal)
+                return
+            self._wake.set()  # this one finds out whether it does by now
         self._queue.append(what)
         if self._task is None or self._task.done():
             self._task = self._loop.create_task(self._work(), name=f"teller {self._scope}")
@@ -140,16 +169,22 @@ class Teller:
                 outcome = await self._write(batch)
             except Exception as error:  # noqa: BLE001 - whoever waits is told, and the next batch has its own try
                 batch = self._give_up(batch, error)
-                await asyncio.sleep(random.uniform(0.5, 1.0) * pause_s)  # noqa: S311 - no secret depends on it
+                await self._pause(random.uniform(0.5, 1.0) * pause_s)  # noqa: S311 - no secret depends on it
                 pause_s = min(2 * pause_s, RETRY_MAX_S)
             else:
-                self._failing_since = None
                 self._tell(outcome)
                 batch = [each for each in batch if id(each) not in outcome.covers]
                 pause_s = RETRY_MIN_S
 
+    async def _pause(self, seconds: float) -> None:
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
     async def _write(self, batch: list[WishSlip | Change]) -> Outcome:
         """Decides the batch and writes it, as often as others are faster."""
+        await self._store.clock.sync()
         looked = bool(self._unknown)
         if looked:
             await self._read()
@@ -159,7 +194,7 @@ class Teller:
             made = self._made(account)
             if made is not None:
                 return made
-            now = self._clock()
+            now = self._store.clock.now()
             outcome = self._decide(account, batch, now)
             if not outcome.granted and all(isinstance(each, WishSlip) for each in batch):
                 if looked or self._loop.time() - self._read_at <= FRESH_S:
@@ -212,11 +247,12 @@ class Teller:
         document = pack_account(account)
         self._unknown[number] = outcome
         try:
-            async with asyncio.timeout(STORE_TIMEOUT_S):
+            async with _answer_within(f"a write of {self._scope}"):
                 revision = await self._store.put(self._scope, document, expected=self._revision)
         except (Conflict, BusDown):
             del self._unknown[number]  # surely not made
             raise
+        self._outage.over()
         # Writes of this batch without an answer are decided by this one: they expected the same revision.
         self._unknown.clear()
         self.writes += 1
@@ -225,8 +261,9 @@ class Teller:
 
     async def _read(self) -> None:
         asked_at = self._loop.time()
-        async with asyncio.timeout(STORE_TIMEOUT_S):
+        async with _answer_within(f"a read of {self._scope}"):
             entry = await self._store.get(self._scope)
+        self._outage.over()
         self._document = entry.value if entry is not None else b""
         self._revision = entry.revision if entry is not None else 0
         self._read_at = asked_at
@@ -242,13 +279,9 @@ class Teller:
             self._revision, self._document, self._read_at = 0, b"", float("-inf")
             self._unknown.clear()
             return []
-        now = self._loop.time()
-        if self._failing_since is None:
-            self._failing_since = now
-            _log.warning(
-                "the document %s cannot be reached: %s", self._scope, str(error) or "no answer in time"
-            )
-        if now - self._failing_since >= PATIENCE_S:
+        if self._outage.failed(error):
+            _log.warning("the document %s cannot be reached: %s", self._scope, error)
+        if self._outage.lasting:
             self._fail(batch, error)
         return [each for each in batch if not (isinstance(each, WishSlip) and each.answer.done())]
 
@@ -266,3 +299,12 @@ class Teller:
         for slip, spent in outcome.refused:
             if not slip.answer.done():
                 slip.answer.set_exception(spent)
+
+
+@contextlib.asynccontextmanager
+async def _answer_within(what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(STORE_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        raise StoreUnavailable(f"JetStream did not answer {what} within {STORE_TIMEOUT_S:g} s") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Final
 
 from tierfall.errors import StoreUnreadable
@@ -12,8 +11,6 @@ from tierfall.quota.plan import plans
 from tierfall.quota.standing import refusal, standing_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tierfall.config import Config
     from tierfall.ledger import Account, Spent
     from tierfall.quota.plan import Plan
@@ -30,13 +27,11 @@ class QuotaView:
     may be sent is decided by the worker, in the ledger.
 
     Args:
-        bucket: The ledger's.
-        clock: Unix seconds.
+        bucket: The ledger's; whoever made it keeps its clock right.
     """
 
-    def __init__(self, bucket: Bucket, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
-        self._clock = clock
         self._plans: dict[str, Plan] = {}
         self._patience: dict[str, float] = {}
         self._accounts: dict[str, Account] = {}
@@ -69,11 +64,11 @@ class QuotaView:
         plan = self._plans.get(model)
         if plan is None:
             return None
-        return refusal(plan, self._accounts, self._clock(), self._patience[model])
+        return refusal(plan, self._accounts, self._bucket.clock.now(), self._patience[model])
 
     def standings(self) -> list[Standing]:
         """Every model with a quota, in the config's order."""
-        now = self._clock()
+        now = self._bucket.clock.now()
         return [standing_of(plan, self._accounts, now) for plan in self._plans.values()]
 
     def _take(self, entry: Entry) -> None:

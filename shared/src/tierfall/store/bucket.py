@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from tierfall.errors import Conflict, StoreUnavailable
 from tierfall.store import names
+from tierfall.store.clock import StoreClock
 from tierfall.store.entry import Entry
 from tierfall.store.jetstream import (
     NAME_IN_USE,
@@ -58,6 +59,7 @@ class Bucket:
         if not names.NAME.fullmatch(name):
             raise ValueError(f"not a bucket's name (letters, digits, dash, underscore): {name!r}")
         self.name = name
+        self.clock = StoreClock(bus, name)
         self._bus = bus
         self._replicas = replicas
         self._checked = False

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tierfall.errors import StoreUnavailable
+from tierfall.errors import StoreAbsent, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +72,7 @@ async def ask(
             ) from None
         raise StoreUnavailable(f"JetStream gave no answer on {subject} within {TIMEOUT_S:g} s") from None
     if answer.no_responders:
-        raise StoreUnavailable(nobody)
+        raise StoreAbsent(nobody) if nobody == NO_JETSTREAM else StoreUnavailable(nobody)
     try:
         found = msgspec.json.decode(answer.data, type=dict[str, Any])
     except msgspec.MsgspecError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from typing import TYPE_CHECKING, Final
 
 from tierfall.cli.doctor.finding import Finding, Level
@@ -30,12 +29,11 @@ async def examine(config: Config, bus: Bus, path: Path) -> list[Finding]:
     if not found:
         return []
     try:
-        accounts = await look(bus, found.values())
+        accounts, now = await look(bus, found.values())
     except BusError as error:
         names = ", ".join(found)
         text = f"cannot be counted, so nothing is sent to {names}: {error.message}"
         return [Finding(Level.FAIL, "quotas", text, "nats stream report")]
-    now = time.time()
     return list(_judge([standing_of(plan, accounts, now) for plan in found.values()], path))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -84,12 +83,13 @@ def list_(place: Place, environ: Mapping[str, str], out: TextIO, err: TextIO, *,
     """
     config = load(place.config, environ, for_worker=True)
 
-    async def work(keys: KeyStore) -> tuple[dict[str, KeyRecord], list[str], dict[str, Account]]:
+    async def work(keys: KeyStore) -> tuple[dict[str, KeyRecord], list[str], dict[str, Account], float]:
         found, unreadable = await keys.all()
-        return found, unreadable, await keys.accounts(found)
+        accounts = await keys.accounts(found)
+        return found, unreadable, accounts, keys.now()
 
-    found, unreadable, accounts = _asking(place, config, work)
-    (as_json if json else as_text)(found, accounts, time.time(), out)
+    found, unreadable, accounts, now = _asking(place, config, work)
+    (as_json if json else as_text)(found, accounts, now, out)
     for name in unreadable:
         print(f"{name} was made by another version and cannot be read: no ingress lets it in", file=err)
     return 0
