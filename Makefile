@@ -85,8 +85,8 @@ images: ## Build the four images; BUILD=... goes to docker build
 pin-images: $(RUN_MADE) ## Ask the registry for the digests of deploy/images.lock; REGISTRY=https://... for a mirror
 	$(BIN)/python -m deploy.checks.images --pin $(if $(REGISTRY),--registry $(REGISTRY))
 
-clean: ## Remove .venv, caches and state
-	rm -rf $(VENV) .tierfall .bench .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove .venv and caches (not .tierfall, in which an earlier version may keep client keys)
+	rm -rf $(VENV) .bench .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_MADE):

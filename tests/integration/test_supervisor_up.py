@@ -17,9 +17,12 @@ import httpx
 import pytest
 
 from fakes.polling import until
+from tierfall import state
+from tierfall.bus import Bus, BusOptions
+from tierfall.errors import BusDown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find what was left behind")
 
@@ -52,30 +55,62 @@ class Up:
         self.folder = folder
         self.port, self.nats_port = free_port(), free_port()
         self.mark = uuid.uuid4().hex
+        self.config = folder / "config.yaml"
+        self.state = folder / "state"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, tiers: str, *, run: bool = False, stderr: int | None = None) -> subprocess.Popen[bytes]:
+    @property
+    def environ(self) -> dict[str, str]:
+        """For the command, and for others that use the same config."""
+        return {
+            **os.environ,
+            MARK: self.mark,
+            "UP_TEST_KEY": "sk-not-to-be-shown",
+            "XDG_STATE_HOME": str(self.state),
+        }
+
+    @property
+    def state_dir(self) -> Path:
+        """Where the config's state is."""
+        return state.folder(self.config, self.environ)
+
+    def start(
+        self,
+        tiers: str,
+        *,
+        run: bool = False,
+        stderr: int | None = None,
+        token: str = "",
+        server: str = "",
+        cwd: Path | None = None,
+        arguments: Sequence[str] = (),
+    ) -> subprocess.Popen[bytes]:
         """Writes the config and starts the command.
 
         Args:
             tiers: The settings of the tier ``only``.
             run: Whether that tier has an engine to run.
             stderr: A descriptor to write to instead of the file behind :attr:`err`.
+            token: Of NATS, as the config has it.
+            server: More settings of the HTTP side.
+            cwd: Where it is started.
+            arguments: More of them.
         """
         engine = self.folder / "engine.py"
         engine.write_text(ENGINE)
         command = f", run: [{sys.executable}, {engine}]" if run else ""
-        (self.folder / "config.yaml").write_text(
-            f"server: {{port: {self.port}, api_keys: [{{key: '${{UP_TEST_KEY}}'}}]}}\n"
-            f"nats: {{url: embedded, port: {self.nats_port}, token: 'a\"b$c'}}\n"
+        token = f", token: '{token}'" if token else ""
+        self.config.write_text(
+            f"server: {{port: {self.port}, api_keys: [{{key: '${{UP_TEST_KEY}}'}}]{server}}}\n"
+            f"nats: {{url: embedded, port: {self.nats_port}{token}}}\n"
             f"tiers:\n  only: {{{tiers}{command}}}\n"
             "models:\n  small: {tier: only, backend_model: small}\n"
         )
         with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
             self.process = subprocess.Popen(  # noqa: S603 - our own command
-                [COMMAND, "up", "--config", "config.yaml"],
-                cwd=self.folder,
-                env={**os.environ, MARK: self.mark, "UP_TEST_KEY": "sk-not-to-be-shown"},
+                [COMMAND, "up", "--config", self.config, *arguments],
+                cwd=cwd or self.folder,
+                env=self.environ,
                 stdout=out,
                 stderr=err if stderr is None else stderr,
             )
@@ -130,7 +165,7 @@ TIERS: Final = "worker: ollama, base_url: 'http://127.0.0.1:9'"
 
 async def test_reports_the_tiers_and_stops_clean(up: Up) -> None:
     """The table says what is down and why, the curl line names the key's variable; then exit 0, all gone."""
-    process = up.start(TIERS)
+    process = up.start(TIERS, token='a"b$c')
     await until(lambda: "curl" in up.out, timeout_s=40)
     assert re.search(r"^only +ollama +http://127\.0\.0\.1:9 +(down: .+|no workers)$", up.out, re.MULTILINE)
     assert re.search(r"^small +small +nobody$", up.out, re.MULTILINE)
@@ -139,8 +174,9 @@ async def test_reports_the_tiers_and_stops_clean(up: Up) -> None:
     for printed in (up.out, up.err):
         assert "sk-not-to-be-shown" not in printed
         assert 'a"b$c' not in printed
-    assert (up.folder / ".tierfall" / "nats.conf").stat().st_mode & 0o077 == 0
-    assert (up.folder / ".tierfall" / "jetstream").is_dir(), "what must last is beside it"
+    assert (up.state_dir / "nats.conf").stat().st_mode & 0o077 == 0
+    assert (up.state_dir / "jetstream").is_dir(), "what must last is beside it"
+    assert not (up.state_dir / state.TOKEN_NAME).exists(), "the config's own token is not written down again"
     process.send_signal(signal.SIGINT)
     assert await up.ends() == 0
     assert up.processes() == []
@@ -200,7 +236,7 @@ async def test_a_taken_port_is_named_with_its_key_before_anything_starts(up: Up)
     assert f"port {up.nats_port} on 127.0.0.1 is in use already" in up.err
     assert "set another nats.port" in up.err
     assert "Traceback" not in up.err
-    assert not (up.folder / ".tierfall").exists()
+    assert not up.state.exists()
 
 
 async def test_a_missing_command_is_named_with_its_key(up: Up) -> None:
@@ -208,6 +244,87 @@ async def test_a_missing_command_is_named_with_its_key(up: Up) -> None:
     up.start(f"{TIERS}, run: [no-such-engine]")
     assert await up.ends() == 1
     assert "tiers.only.run: no command no-such-engine" in up.err
+
+
+async def test_the_embedded_nats_asks_for_a_token_that_only_its_user_has(up: Up, tmp_path: Path) -> None:
+    """The token is random, in a file that no other user can read, on no command line and in no output.
+
+    Commands and workers of the same user that read the same config have it, wherever they are started.
+    """
+    process = up.start(TIERS)
+    await until(lambda: "curl" in up.out, timeout_s=40)
+    place = up.state_dir / state.TOKEN_NAME
+    token = place.read_text().strip()
+    assert len(token) >= 32
+    assert place.stat().st_mode & 0o077 == 0
+    assert up.state_dir.stat().st_mode & 0o077 == 0
+    url = f"nats://127.0.0.1:{up.nats_port}"
+    with pytest.raises(BusDown, match="Authorization"):
+        await Bus.connect(BusOptions(servers=url, name="wiretap", connect_timeout_s=2.0))
+    for shown in (up.out, up.err, *up.processes()):
+        assert token not in shown
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "link.yaml").symlink_to(up.config)
+    worker = subprocess.Popen(  # noqa: ASYNC220,S603 - our own command
+        [COMMAND.with_name("tierfall-worker-ollama"), "--config", "link.yaml", "--tier", "only"],
+        cwd=elsewhere,
+        env=up.environ,
+    )
+    try:
+        async with httpx.AsyncClient(headers={"Authorization": "Bearer sk-not-to-be-shown"}) as client:
+            async with asyncio.timeout(30):
+                while await _workers(client, up.port) < 2:  # noqa: ASYNC110 - HTTP has no event
+                    await asyncio.sleep(0.05)
+    finally:
+        worker.terminate()
+        await until(lambda: worker.poll() is not None)
+    command = [COMMAND, "doctor", "--config", "../config.yaml", "--no-trial"]
+    doctor = subprocess.run(  # noqa: ASYNC221,S603 - our own command
+        command, cwd=elsewhere, env=up.environ, capture_output=True, text=True, check=False
+    )
+    assert re.search(r"^ok +nats +127\.0\.0\.1:\d+ lets us in", doctor.stdout, re.MULTILINE), doctor.stdout
+    process.send_signal(signal.SIGINT)
+    assert await up.ends() == 0
+    assert list(elsewhere.iterdir()) == [elsewhere / "link.yaml"], "nothing is kept where it was started"
+
+
+async def test_stored_keys_are_there_wherever_it_is_started(up: Up, tmp_path: Path) -> None:
+    """Also those that an earlier version kept in the folder that it was started in."""
+    old = tmp_path / ".tierfall"
+    process = up.start(TIERS, server=", stored_keys: true", arguments=("--state-dir", str(old)))
+    await until(lambda: "curl" in up.out, timeout_s=40)
+    made = subprocess.run(  # noqa: ASYNC221,S603 - our own command
+        [COMMAND, "keys", "create", "--config", up.config, "--name", "alice"],
+        cwd="/",
+        env=up.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    process.send_signal(signal.SIGINT)
+    assert await up.ends() == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for cwd in (tmp_path, elsewhere):
+        process = up.start(TIERS, server=", stored_keys: true", cwd=cwd)
+        await until(lambda: "curl" in up.out, timeout_s=40)
+        assert f"client keys and counters are in {old / 'jetstream'}" in up.err
+        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {made.stdout.strip()}"}) as client:
+            answer = await client.get(f"http://127.0.0.1:{up.port}/v1/models")
+        assert answer.status_code == httpx.codes.OK
+        process.send_signal(signal.SIGINT)
+        assert await up.ends() == 0
+    assert not (elsewhere / ".tierfall").exists()
+    old.rename(tmp_path / "gone")
+    up.start(TIERS, server=", stored_keys: true", cwd=elsewhere)
+    assert await up.ends() == 1
+    assert "is gone: put it back" in up.err
+
+
+async def _workers(client: httpx.AsyncClient, port: int) -> int:
+    answer = await client.get(f"http://127.0.0.1:{port}/health")
+    return len(answer.json()["tiers"]["only"]["workers"])
 
 
 async def _is_ready(client: httpx.AsyncClient, port: int) -> bool:

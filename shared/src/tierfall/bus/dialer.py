@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -115,15 +116,16 @@ class Dialer:
         """
         options = self._options
         found: dict[str, Any] = {"name": options.name}
-        if options.token:
-            found["token"] = options.token
+        token = options.token or _token(options.token_file)
+        if token:
+            found["token"] = token
         if options.creds:
             jwt, seed = _read(nkey.read_creds, options.creds, "nats.creds")
             found |= {"user_jwt_cb": jwt.encode, "signature_cb": partial(nkey.sign, seed)}
         elif options.nkey:
             seed = _read(nkey.read_seed, options.nkey, "nats.nkey")
             found |= {"public_nkey": nkey.public_key(seed), "signature_cb": partial(nkey.sign, seed)}
-        elif not options.token:
+        elif not token:
             found |= _from_url(self._configured[0])
         return found
 
@@ -155,6 +157,18 @@ def _from_url(url: str) -> dict[str, str]:
     if parts.password is None:
         return {"token": unquote(parts.username)}
     return {"user": unquote(parts.username), "password": unquote(parts.password)}
+
+
+def _token(path: str) -> str:
+    """What the file holds; empty while it is not there, as before the first `tierfall up`."""
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise BusDown(f"nats.token_file: cannot read {path}: {error}") from None
 
 
 def _read(reader: Callable[[str], T], path: str, key: str) -> T:

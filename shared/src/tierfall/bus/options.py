@@ -22,6 +22,8 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """Shown in the server's list of connections."""
     token: str = ""
+    token_file: str = ""
+    """Path of a file with a token, read again at each connect; while there is none, none is shown."""
     creds: str = ""
     """Path of a credentials file (JWT and seed), read again at each connect."""
     nkey: str = ""
@@ -40,6 +42,7 @@ class BusOptions(msgspec.Struct, frozen=True, kw_only=True):
             servers=nats.address,
             name=name,
             token=nats.token.value,
+            token_file=nats.token_file,
             creds=nats.creds,
             nkey=nats.nkey,
             tls=nats.tls,

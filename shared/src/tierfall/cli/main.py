@@ -66,7 +66,8 @@ def _add_up(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--state-dir",
         type=Path,
         metavar="DIR",
-        help="where the embedded nats-server's files live (default: .tierfall in the current directory)",
+        help="where the embedded nats-server's files live (default: a folder of the config's own in"
+        " $XDG_STATE_HOME/tierfall, which is ~/.local/state/tierfall when that is not set)",
     )
     up.set_defaults(run=_up)
 

@@ -254,11 +254,13 @@ def _nats(nats: Nats) -> Iterator[Problem]:
         yield Problem("nats.replicas", f"is {nats.replicas}, must be 1, 3 or 5: a majority has to agree")
     if nats.creds and nats.nkey:
         yield Problem("nats.nkey", "stands beside creds; a client shows one or the other")
+    if nats.token and nats.token_file:
+        yield Problem("nats.token_file", "stands beside token; a client shows one of them")
     if nats.inbox_prefix and not INBOX_PREFIX.fullmatch(nats.inbox_prefix):
         text = "must be subject tokens such as _INBOX_ingress: letters, digits, _ and -, with dots between"
         yield Problem("nats.inbox_prefix", f"is {shown(nats.inbox_prefix)}, {text}")
     if nats.url == EMBEDDED:
-        if not nats.token and not is_loopback(nats.host):
+        if not nats.token and not nats.token_file and not is_loopback(nats.host):
             said = f"{nats.token.source} is not set" if nats.token.source else "is missing"
             yield Problem(
                 "nats.token",

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tierfall import state
 from tierfall.config import check, document
 from tierfall.config.decode import Decoder
 from tierfall.config.problem import Problem, refusal
+from tierfall.config.schema import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +32,22 @@ def load(path: str | Path, environ: Mapping[str, str], *, for_worker: bool = Fal
         ConfigError: The file cannot be read or used. Its message has one line for each problem, with the
             file, the line, the path of the key, what is there and what would be right; never a secret.
     """
-    return parse(read_text(path), environ, str(path), for_worker=for_worker)
+    return load_text(read_text(path), path, environ, for_worker=for_worker)
+
+
+def load_text(text: str, path: str | Path, environ: Mapping[str, str], *, for_worker: bool = False) -> Config:
+    """As :func:`load`, of a text that was just read from the file.
+
+    Raises:
+        ConfigError: The text cannot be used.
+    """
+    config = parse(text, environ, str(path), for_worker=for_worker)
+    nats = config.nats
+    if nats.url != EMBEDDED or nats.token or nats.token_file:
+        return config
+    token_file = state.folder(Path(path), environ) / state.TOKEN_NAME
+    nats = msgspec.structs.replace(nats, token_file=str(token_file))
+    return msgspec.structs.replace(config, nats=nats)
 
 
 def parse(text: str, environ: Mapping[str, str], source: str, *, for_worker: bool = False) -> Config:

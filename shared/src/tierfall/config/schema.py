@@ -190,6 +190,9 @@ class Nats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     port: int = DEFAULT_NATS_PORT
     token: Secret = Secret()
     """Needed as soon as an embedded server listens beyond loopback."""
+    token_file: str = ""
+    """Path of a file that holds the token, read at each connect. Where an embedded server has neither, it is
+    filled in as the config is read: ``tierfall up`` writes a random token there."""
     creds: str = ""
     """Path of a NATS credentials file."""
     nkey: str = ""

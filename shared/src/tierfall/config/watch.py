@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
-from tierfall.config.load import parse, read_text
+from tierfall.config.load import load_text, read_text
 from tierfall.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Watcher:
         except ConfigError as error:
             return _digest(str(error)), error
         try:
-            config = parse(text, self._environ, str(self._path), for_worker=self._for_worker)
+            config = load_text(text, self._path, self._environ, for_worker=self._for_worker)
         except ConfigError as error:
             return _digest(text), error
         return _digest(text), config

@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -20,7 +21,6 @@ from tierfall.errors import BusDown, BusUnfit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from tierfall.config import Config, Nats
 
@@ -36,6 +36,7 @@ DEFAULT_PORT: Final = 4222
 USER_INFO: Final = "$SYS.REQ.USER.INFO"
 """Answered by nats-server itself, to any user; its answer has the server's time."""
 _GREETING: Final = b"INFO "
+_SAME_USER: Final = "tierfall up, as this user and with this config"
 _SYNC_CLOCK: Final = "timedatectl set-ntp true"
 
 
@@ -140,7 +141,11 @@ def _refused(nats: Nats, message: str, greetings: dict[str, dict[str, Any]]) -> 
     wants_auth = any(greeting.get("auth_required") for greeting in greetings.values())
     if not any(greetings.values()) and not (nats.tls and nats.tls.handshake_first):
         return f"{message}. What listens there does not greet as a NATS server does", "tierfall check FILE"
-    if wants_auth and not (nats.token or nats.creds or nats.nkey):
+    if wants_auth and nats.url == EMBEDDED and not nats.token:
+        known = Path(nats.token_file).exists()
+        text = "is not the one in" if known else "is not there:"
+        return f"{message}. The token that `tierfall up` made {text} {nats.token_file}", _SAME_USER
+    if wants_auth and not (nats.token or nats.token_file or nats.creds or nats.nkey):
         return f"{message}. The server wants a token or a user, and the config has none", "set nats.token"
     if wants_auth:
         name = nats.token.source

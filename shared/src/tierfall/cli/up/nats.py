@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from typing import TYPE_CHECKING, Final
 
 from tierfall.cli.up.program import find_command
 from tierfall.errors import ConfigError
+from tierfall.state import write_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,28 +41,24 @@ feature_flags {{ js_ack_fc_v2: false }}
 """
 
 
-def write_conf(nats: Nats, state_dir: Path) -> Path:
-    """Writes the file, readable by its owner alone (it may hold the token).
+def write_conf(nats: Nats, token: str, state_dir: Path) -> Path:
+    """Writes the file, readable by its owner alone, as it holds the token.
 
     Args:
-        nats: Where to listen and the token, if any.
-        state_dir: Where the file goes; made if it is not there.
+        nats: Where to listen.
+        token: What clients must show.
+        state_dir: Where the file goes.
 
     Returns:
         The file's path.
 
     Raises:
-        OSError: The directory cannot be made or written.
+        OSError: The directory cannot be written.
     """
-    state_dir.mkdir(parents=True, exist_ok=True)
     path = state_dir / CONF_NAME
     lines = [SETTINGS, f"host: {quoted(nats.host)}", f"port: {nats.port}", jetstream(state_dir / STORE_NAME)]
-    if nats.token:
-        lines.append(f"authorization {{ token: {quoted(nats.token.value)} }}")
-    path.unlink(missing_ok=True)  # an old file would keep its mode
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
+    lines.append(f"authorization {{ token: {quoted(token)} }}")
+    write_private(path, "\n".join(lines) + "\n")
     return path
 
 

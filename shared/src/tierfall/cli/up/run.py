@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tierfall import config as configs
+from tierfall import state as states
+from tierfall.cli.up import state
 from tierfall.cli.up.console import Console
 from tierfall.cli.up.nats import CONF_NAME, check_conf, write_conf
 from tierfall.cli.up.preflight import command_problems, port_problems
@@ -19,10 +20,9 @@ from tierfall.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tierfall.config.schema import Config
-
-STATE_DIR_NAME: Final = ".tierfall"
 
 
 def run(config_path: Path, state_dir: Path | None, environ: Mapping[str, str]) -> int:
@@ -30,7 +30,7 @@ def run(config_path: Path, state_dir: Path | None, environ: Mapping[str, str]) -
 
     Args:
         config_path: The config file.
-        state_dir: For the embedded nats-server's files; ``.tierfall`` in the current directory when left out.
+        state_dir: For the embedded nats-server's files; the config's own state folder when left out.
         environ: For the config's ``${NAME}`` and for the children.
 
     Returns:
@@ -41,8 +41,10 @@ def run(config_path: Path, state_dir: Path | None, environ: Mapping[str, str]) -
     """
     config = configs.load(config_path, environ)
     config_path = config_path.absolute()
-    state_dir = (state_dir or Path(STATE_DIR_NAME)).absolute()
-    nats_conf = _prepare(config, config_path, state_dir)
+    home = states.folder(config_path, environ)
+    state_dir = state_dir.absolute() if state_dir is not None else None
+    console = Console(sys.stderr)
+    nats_conf = _prepare(config, config_path, home, state_dir, console)
     supervisor = Supervisor(
         config,
         plan=lambda config: programs(config, config_path, nats_conf),
@@ -50,7 +52,7 @@ def run(config_path: Path, state_dir: Path | None, environ: Mapping[str, str]) -
             config_path, changed, refused, environ, current=config
         ),
         environ=environ,
-        console=Console(sys.stderr),
+        console=console,
         out=sys.stdout,
     )
     asyncio.run(_supervise(supervisor))
@@ -65,19 +67,23 @@ async def _supervise(supervisor: Supervisor) -> None:
     await supervisor.run()
 
 
-def _prepare(config: Config, config_path: Path, state_dir: Path) -> Path:
+def _prepare(config: Config, config_path: Path, home: Path, state_dir: Path | None, console: Console) -> Path:
     """Checks what can be checked before the first start; returns nats-server's config file."""
-    nats_conf = state_dir / CONF_NAME
+    nats_conf = (state_dir or home) / CONF_NAME
     wanted = programs(config, config_path, nats_conf)
     problems = command_problems(wanted.values()) + port_problems(config)
     if problems:
         raise ConfigError("\n".join(f"{config_path}: {problem}" for problem in problems))
     if config.nats.url == EMBEDDED:
         try:
-            write_conf(config.nats, state_dir)
+            place, said = state.make(home, state_dir, config_path)
+            write_conf(config.nats, state.token_of(config.nats, home), place)
         except OSError as error:
             raise ConfigError(
-                f"cannot write to {state_dir}: {error.strerror}; name another directory with --state-dir"
+                f"cannot write to {error.filename or home}: {error.strerror};"
+                " set XDG_STATE_HOME to a folder of your own, or name one with --state-dir"
             ) from error
+        for line in said:
+            console.say(line)
         check_conf(nats_conf)
     return nats_conf
