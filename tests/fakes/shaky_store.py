@@ -19,6 +19,7 @@ class Mood(enum.Enum):
     FINE = "fine"
     LOST = "it is made, its answer is lost"
     LATE = "it has no answer, and arrives just before the next call"
+    SILENT = "it has no answer, and is not made"
     REFUSED = "the connection is down"
 
 
@@ -74,6 +75,8 @@ class ShakyStore:
             raise BusDown("NATS is not connected")
         if mood is Mood.LATE:
             self._late.append((key, value, expected))
+            raise StoreUnavailable("no answer")
+        if mood is Mood.SILENT:
             raise StoreUnavailable("no answer")
         revision = self._write(key, value, expected)
         if mood is Mood.LOST:

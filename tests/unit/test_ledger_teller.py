@@ -280,3 +280,14 @@ async def test_days_that_are_over_do_not_pile_up() -> None:
         await ask(one, each=1)
     assert len(unpack_account(store.entries["scope"].value).cells[DAY.key]) <= PAST_PERIODS_KEPT + 1
     await one.close()
+
+
+async def test_a_store_that_answers_reads_alone_is_away_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NATS does whose disk is full: wishes do not wait for it for ever, whatever it lets be read."""
+    store = ShakyStore([Mood.SILENT] * 1000)
+    one = ledger(store)
+    monkeypatch.setattr(outage, "PATIENCE_S", 0.02)
+    with pytest.raises(StoreUnavailable, match="no answer"):
+        await asyncio.wait_for(one.reserve("scope", WISH), 5.0)
+    assert store.gets > 1
+    await one.close()

@@ -453,6 +453,10 @@ class StoreUnreadable(StoreUnavailable):
     """A stored document is not what Tierfall writes; trying again does not help, an operator must mend it."""
 
 
+class StoreSilent(StoreUnavailable):
+    """JetStream gave no answer in time: whether it did what was asked is unknown."""
+
+
 class StoreAbsent(StoreUnavailable):
     """NATS is there and has no JetStream: waiting will not change that."""
 

@@ -75,5 +75,9 @@ def _home(environ: Mapping[str, str]) -> Path:
     named = environ.get("XDG_STATE_HOME", "")
     if Path(named).is_absolute():  # another one is to be ignored, says the XDG specification
         return Path(named)
-    home = environ.get("HOME", "")
-    return (Path(home) if home else Path("~").expanduser()) / ".local" / "state"
+    if home := environ.get("HOME", ""):
+        return Path(home) / ".local" / "state"
+    try:
+        return Path.home() / ".local" / "state"
+    except RuntimeError:  # a user without a home, as some containers have
+        return Path(tempfile.gettempdir()) / f"state-{os.getuid()}"

@@ -15,16 +15,15 @@ from tierfall.errors import (
 )
 from tierfall.keys import ledger_limits
 from tierfall.ledger import Ledger, Metric, Spent, Wish
-from tierfall.store import QUOTA, Bucket
 from tierfall_ingress.estimate import read_estimate, usual
 from tierfall_ingress.ratelimit import rate_limit_headers
 
 if TYPE_CHECKING:
-    from tierfall.bus import Bus
     from tierfall.config import Config
     from tierfall.errors import TierfallError
     from tierfall.ledger import Account, Grant, Limit
     from tierfall.protocol.envelope import Ending
+    from tierfall.store import Bucket
     from tierfall_ingress.ask import Ask
     from tierfall_ingress.estimate import Estimate
     from tierfall_ingress.keys import Allowance
@@ -43,16 +42,13 @@ class Cashier:
     """The one who asks the ledger, for all requests of an ingress.
 
     Args:
-        bus: The ingress's.
-        replicas: As :class:`tierfall.store.Bucket`'s.
+        bucket: The ledger's; :class:`tierfall_ingress.store.StoreCheck` makes it.
         meters: Where refusals are counted.
     """
 
-    def __init__(self, bus: Bus, replicas: int, meters: Meters) -> None:
+    def __init__(self, bucket: Bucket, meters: Meters) -> None:
         self.meters = meters
-        self._bucket = Bucket(bus, QUOTA, replicas=replicas)
-        self.ledger = Ledger(self._bucket)
-        self._made = False
+        self.ledger = Ledger(bucket)
 
     async def open(self, allowance: Allowance, ask: Ask, config: Config) -> Charge:
         """The charge of one request; nothing is reserved yet.
@@ -69,19 +65,15 @@ class Cashier:
         return account.clock(self.ledger.now())
 
     async def reserve(self, scope: str, wish: Wish) -> Grant:
-        """As :meth:`tierfall.ledger.Ledger.reserve`; the bucket is made if it is not there.
+        """As :meth:`tierfall.ledger.Ledger.reserve`.
 
         Raises:
             Spent: It does not fit.
             StoreUnavailable: Nobody can say whether it fits, so it may not go.
         """
         try:
-            if not self._made:
-                await self._bucket.ensure()
-                self._made = True
             return await self.ledger.reserve(scope, wish)
         except (BusError, TimeoutError) as error:
-            self._made = False
             why = str(error) or "the store does not answer"
             raise StoreUnavailable(
                 f"the limits of this API key cannot be checked at the moment: {why}", retry_after=AGAIN_S

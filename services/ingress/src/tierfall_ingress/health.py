@@ -79,6 +79,7 @@ def report(services: Services) -> dict[str, Any]:
     return {
         "status": "healthy" if services.unready_because() is None else "unhealthy",
         "nats": "connected" if services.bus.connected else "disconnected",
+        **({"store": services.store.report()} if services.store.needed else {}),
         **({} if services.stored is None else {"stored_keys": _stored(services.stored)}),
         "tiers": {name: tier_report(services, name) for name in config.tiers},
         "models": models,

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 import uvloop
 
-from tierfall import logs, memory
+from tierfall import logs, memory, state
 from tierfall.bus import Bus, BusOptions
-from tierfall.config import Watcher, load
+from tierfall.config import EMBEDDED, Watcher, load
 from tierfall.errors import BusDown, ConfigError
 from tierfall.telemetry import tracer_from
 from tierfall_ingress.app import build_app
 from tierfall_ingress.connection import Connection
 from tierfall_ingress.meters import Meters
 from tierfall_ingress.services import Services
+from tierfall_ingress.store import StoreMemory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,7 @@ async def serve(path: Path, config: Config) -> None:
     """Serves until SIGTERM or Ctrl-C, then lets the requests in flight finish."""
     bus = await Bus.connect(BusOptions.of(config.nats, "tierfall-ingress", BUS_WAIT_S))
     tracer = tracer_from(os.environ, "tierfall-ingress", f"{socket.gethostname()}:{config.server.port}")
-    services = Services(bus, config, Meters(), tracer)
+    services = Services(bus, config, Meters(), tracer, _store_memory(path, config))
     await services.start()
     services.expect_beats()
     server = Server(services)
@@ -142,6 +143,14 @@ class Server(uvicorn.Server):
 async def _turns(count: int) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def _store_memory(path: Path, config: Config) -> StoreMemory:
+    """Outlasts the process where `tierfall up` has made a place for it."""
+    if config.nats.url != EMBEDDED:
+        return StoreMemory()
+    folder = state.folder(path, os.environ)
+    return StoreMemory(folder / state.STORES_NAME if folder.is_dir() else None)
 
 
 def _apply(services: Services, config: Config) -> None:

@@ -14,6 +14,7 @@ from tierfall.protocol.operation import Operation
 from tierfall.telemetry.metrics import BusCollector, Counts, Timings, new_registry
 from tierfall_ingress.quotas import QuotaCollector
 from tierfall_ingress.standings import StandingsCollector
+from tierfall_ingress.store import StoreCollector
 
 if TYPE_CHECKING:
     from tierfall.protocol.envelope import Ending
@@ -106,6 +107,7 @@ class Meters:
         self.registry.register(BusCollector(services.bus))
         self.registry.register(StandingsCollector(services))
         self.registry.register(QuotaCollector(services.quotas.standings))
+        self.registry.register(StoreCollector(services.store))
         Gauge(
             "tierfall_request_body_bytes", "Bytes of request bodies in memory.", registry=self.registry
         ).set_function(lambda: services.body_memory.held_bytes)

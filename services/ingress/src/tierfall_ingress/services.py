@@ -16,6 +16,7 @@ from tierfall_ingress.breaker import Breaker
 from tierfall_ingress.cashier import Cashier
 from tierfall_ingress.keys import KeyRing
 from tierfall_ingress.roster import Roster
+from tierfall_ingress.store import StoreCheck, StoreMemory
 from tierfall_ingress.stored import StoredKeys
 from tierfall_ingress.switchboard import Switchboard
 from tierfall_ingress.waiting import WaitingRoom
@@ -37,7 +38,14 @@ class Services:
     A request takes ``config`` and ``keys`` once, at its beginning: a reload changes the next request.
     """
 
-    def __init__(self, bus: Bus, config: Config, meters: Meters, tracer: Tracer = OFF) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        config: Config,
+        meters: Meters,
+        tracer: Tracer = OFF,
+        store_memory: StoreMemory | None = None,
+    ) -> None:
         self.bus = bus
         self.meters = meters
         self.tracer = tracer
@@ -46,8 +54,16 @@ class Services:
         self.rooms: dict[str, WaitingRoom] = {}
         self.breakers: dict[str, Breaker] = {}
         self.stored: StoredKeys | None = None
-        self.cashier = Cashier(bus, config.nats.replicas, meters)
-        self.quotas = QuotaView(Bucket(bus, QUOTA, replicas=config.nats.replicas))
+        quota = Bucket(bus, QUOTA, replicas=config.nats.replicas)
+        self.cashier = Cashier(quota, meters)
+        self.store = StoreCheck(
+            bus,
+            quota,
+            config.nats.replicas,
+            store_memory or StoreMemory(),
+            self.cashier.ledger.outage.over,
+        )
+        self.quotas = QuotaView(quota)
         self.body_memory = BodyMemory(config.server.max_bodies)
         self.draining = False
         self.started_at = int(time.time())
@@ -64,11 +80,13 @@ class Services:
         """Subscribes to replies and beats."""
         await self.switchboard.start()
         await self.roster.start()
+        await self.store.wait_checked()
         if self.stored is not None:
             await self.stored.wait_read()
 
     async def close(self) -> None:
         """Ends what is open on the bus."""
+        await self.store.close()
         if self.stored is not None:
             await self.stored.close()
         self.switchboard.counts.close()  # what workers have not counted yet is settled by estimate
@@ -89,6 +107,7 @@ class Services:
             room.limit = tier.max_waiting
             self.breakers.setdefault(name, Breaker())
         self.quotas.apply(config)
+        self.store.apply(config)
 
     def is_usable(self, tier: str) -> bool:
         """Whether the tier has a worker whose backend is up, and has answered lately."""

@@ -18,6 +18,7 @@ class Outage:
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._writes_fail = False
         self._why = ""
         self._next_try = 0.0
 
@@ -39,9 +40,19 @@ class Outage:
         self._why = error.message if isinstance(error, BusError) else str(error) or "no answer in time"
         return first
 
+    def write_failed(self) -> None:
+        """What failed is a write: NATS answers reads also while it cannot write its store."""
+        self._writes_fail = True
+
+    def read(self) -> None:
+        """The store has answered a read."""
+        if not self._writes_fail:
+            self._since = None
+
     def over(self) -> None:
-        """The store has answered."""
+        """The store has made a write."""
         self._since = None
+        self._writes_fail = False
 
     def refusal(self) -> StoreUnavailable | None:
         """What to refuse a wish with, without asking the store; None: ask it."""

@@ -252,6 +252,9 @@ class Teller:
         except (Conflict, BusDown):
             del self._unknown[number]  # surely not made
             raise
+        except StoreUnavailable:
+            self._outage.write_failed()
+            raise
         self._outage.over()
         # Writes of this batch without an answer are decided by this one: they expected the same revision.
         self._unknown.clear()
@@ -263,7 +266,7 @@ class Teller:
         asked_at = self._loop.time()
         async with _answer_within(f"a read of {self._scope}"):
             entry = await self._store.get(self._scope)
-        self._outage.over()
+        self._outage.read()
         self._document = entry.value if entry is not None else b""
         self._revision = entry.revision if entry is not None else 0
         self._read_at = asked_at

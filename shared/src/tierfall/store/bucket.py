@@ -7,7 +7,7 @@ import base64
 import logging
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from tierfall.errors import Conflict, StoreUnavailable
+from tierfall.errors import Conflict, StoreSilent, StoreUnavailable
 from tierfall.store import names
 from tierfall.store.clock import StoreClock
 from tierfall.store.entry import Entry
@@ -71,10 +71,13 @@ class Bucket:
         await bucket.ensure()
         return bucket
 
-    async def ensure(self) -> None:
+    async def ensure(self) -> str:
         """Makes the bucket if it is not there, and keeps it on as many servers as configured.
 
         One that an older version made allows rollups: that is ended, if this user may.
+
+        Returns:
+            When it was made, as NATS writes it: another time means another bucket.
 
         Raises:
             StoreUnavailable: There is no JetStream, or it refuses; the message says what to change.
@@ -82,15 +85,46 @@ class Bucket:
         """
         try:
             found = await self._info() or await self._create(self._replicas or CLUSTER_REPLICAS)
-            if self._replicas and found.get("num_replicas", 1) != self._replicas:
-                found["num_replicas"] = self._replicas
-                await ask(self._bus, names.update(self.name), found)
-            if not self._checked and found.get(ROLLUP):
-                await self._end_rollup(found)
+            config = found["config"]
+            if self._replicas and config.get("num_replicas", 1) != self._replicas:
+                config["num_replicas"] = self._replicas
+                await ask(self._bus, names.update(self.name), config)
+            if not self._checked and config.get(ROLLUP):
+                await self._end_rollup(config)
             self._checked = True
+            return str(found["created"])
         except Refused as error:
             hint = "; set nats.replicas: 1" if error.number == NO_CLUSTER else ""
             raise StoreUnavailable(f"JetStream refuses the bucket {self.name}: {error.text}{hint}") from None
+
+    async def made(self) -> str | None:
+        """When it was made, as :meth:`ensure` returns it; ``None``: it is not there.
+
+        Raises:
+            StoreUnavailable, BusDown: As :meth:`ensure`.
+        """
+        try:
+            found = await self._info()
+        except Refused as error:
+            raise StoreUnavailable(f"JetStream does not show {self.name}: {error.text}") from None
+        return None if found is None else str(found["created"])
+
+    async def try_write(self) -> None:
+        """Writes a few bytes under :data:`tierfall.store.names.TRIED`, to find out whether that works.
+
+        Raises:
+            StoreUnavailable: It does not; the message says what to do.
+            BusDown: NATS is not connected.
+        """
+        try:
+            await self._write(names.TRIED, b"{}", {}, None)
+        except StoreSilent as error:
+            await self.made()  # silent too when there is no leader, or no JetStream
+            raise StoreUnavailable(
+                f"{error.message}; it answers reads: NATS cannot write its store, most likely as its disk is"
+                " full. nats-server's log names the cause. Make room; then nats-server must be started again"
+                " (`tierfall up` does that by itself)"
+            ) from None
 
     async def get(self, key: str) -> Entry | None:
         """What stands under the key now, if anything does.
@@ -170,8 +204,7 @@ class Bucket:
             if error.number == NO_SUCH_STREAM:
                 return None
             raise
-        config: dict[str, Any] = found["config"]
-        return config
+        return found
 
     async def _create(self, replicas: int) -> dict[str, Any]:
         wanted: dict[str, Any] = {
@@ -192,7 +225,7 @@ class Bucket:
             "retention": "limits",
         }
         try:
-            await ask(self._bus, names.create(self.name), wanted)
+            return await ask(self._bus, names.create(self.name), wanted)
         except Refused as error:
             if error.number == NO_CLUSTER and not self._replicas:
                 return await self._create(1)
@@ -200,7 +233,6 @@ class Bucket:
             if error.number != NAME_IN_USE or (found := await self._info()) is None:
                 raise
             return found
-        return wanted
 
     async def _end_rollup(self, found: dict[str, Any]) -> None:
         try:

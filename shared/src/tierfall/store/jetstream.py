@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tierfall.errors import StoreAbsent, StoreUnavailable
+from tierfall.errors import StoreAbsent, StoreSilent, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +70,7 @@ async def ask(
             raise StoreUnavailable(
                 f"NATS does not allow this user to publish {subject}: see `tierfall nats-config`"
             ) from None
-        raise StoreUnavailable(f"JetStream gave no answer on {subject} within {TIMEOUT_S:g} s") from None
+        raise StoreSilent(f"JetStream gave no answer on {subject} within {TIMEOUT_S:g} s") from None
     if answer.no_responders:
         raise StoreAbsent(nobody) if nobody == NO_JETSTREAM else StoreUnavailable(nobody)
     try:

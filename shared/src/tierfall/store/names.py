@@ -18,6 +18,9 @@ CLIENTS: Final = "client"
 KEYS: Final = "tierfall_keys"
 """The client keys made with ``tierfall keys``."""
 
+TRIED: Final = "client.check"
+"""A key of the bucket of quotas that is written to find out whether it can be; it holds an empty account."""
+
 API: Final = "$JS.API"
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 KEY: Final = re.compile(r"[-/_=A-Za-z0-9]+(\.[-/_=A-Za-z0-9]+)*")

@@ -45,7 +45,7 @@ class Watch:
         self,
         bus: Bus,
         bucket: str,
-        ensure: Callable[[], Awaitable[None]],
+        ensure: Callable[[], Awaitable[object]],
         callback: Callable[[Entry], None],
     ) -> None:
         self.problem = ""

@@ -101,6 +101,10 @@ class Ingress:
             )
 
     def _health(self, health: Answer, beats: Mapping[str, Sequence[Beat]]) -> Iterator[Finding]:
+        store = health.json.get("store")
+        if isinstance(store, dict) and store.get("state") != "ok":
+            level = Level.WARN if store.get("state") == "lost" else Level.FAIL
+            yield Finding(level, "store", f"the ingress says: {store.get('reason')}")
         listed = health.json.get("tiers")
         for name, tier in listed.items() if isinstance(listed, dict) else ():
             if tier.get("state") == "up":

@@ -1,4 +1,4 @@
-"""JetStream, where the config needs it: is it there, and may it be used."""
+"""JetStream, where the config needs it: is it there, may it be used, and does it take writes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.errors import BusError, StoreUnreadable
 from tierfall.keys import KeyStore, config_scope
 from tierfall.ledger import Ledger
+from tierfall.quota import plans
 from tierfall.store import KEYS, QUOTA, Bucket
 from tierfall.store.jetstream import NO_JETSTREAM
 
@@ -24,10 +25,34 @@ SWITCH_ON: Final = 'jetstream { store_dir: "/var/lib/nats" } in the NATS server\
 
 
 async def examine(config: Config, path: Path, bus: Bus) -> list[Finding]:
-    """Looks at the stored keys, and at what keys with limits need; nothing where the config needs neither."""
+    """Looks at the stored keys, and at what limits and quotas need, as far as the config has them."""
     limited = [key.name for key in config.server.api_keys if key.limits]
-    if not config.server.stored_keys and not limited:
+    found = [] if not config.server.stored_keys and not limited else await _keys(config, path, bus, limited)
+    if found and found[0].level is Level.FAIL:
+        return found
+    return [*found, *await _written(config, bus, limited)]
+
+
+async def _written(config: Config, bus: Bus, limited: list[str]) -> list[Finding]:
+    """Whether the bucket of limits and quotas takes a write; nothing is said of one that was never made."""
+    quotas = list(plans(config))
+    if not limited and not config.server.stored_keys and not quotas:
         return []
+    bucket = Bucket(bus, QUOTA)
+    try:
+        made = await bucket.made()
+        if made is None:
+            return []
+        await bucket.try_write()
+    except BusError as error:
+        said = ["keys with limits are answered 503"] if limited or config.server.stored_keys else []
+        said += [f"nothing is sent to models with a quota: {', '.join(quotas)}"] if quotas else []
+        text = f"{error.message}. Until then {' and '.join(said)}"
+        return [Finding(Level.FAIL, SUBJECT, text, "df -h")]
+    return [Finding(Level.OK, SUBJECT, f"counts limits and quotas in {QUOTA}, made {_minute(made)}")]
+
+
+async def _keys(config: Config, path: Path, bus: Bus, limited: list[str]) -> list[Finding]:
     try:
         found, unreadable = await KeyStore(bus, config.nats.replicas).all()
         closed = await _unreadable_accounts(config, bus, found)
@@ -36,6 +61,10 @@ async def examine(config: Config, path: Path, bus: Bus) -> list[Finding]:
         return [Finding(Level.FAIL, SUBJECT, text, SWITCH_ON if error.message == NO_JETSTREAM else "")]
     count = f"{len(found)} client key" + ("" if len(found) == 1 else "s")
     findings = [Finding(Level.OK, SUBJECT, f"keeps {KEYS}: {count}")]
+    if config.server.stored_keys and not found and not unreadable:
+        text = f"{KEYS} is empty: if client keys had been made, the NATS server has lost its store"
+        command = f"tierfall keys create --config {path} --name NAME"
+        findings.append(Finding(Level.WARN, SUBJECT, text, command))
     for name in unreadable:
         text = f"the record of {name} is of another version, so no ingress lets it in"
         command = f"tierfall keys revoke --config {path} {name}"
@@ -60,6 +89,11 @@ async def _unreadable_accounts(config: Config, bus: Bus, stored: Mapping[str, Ke
         except StoreUnreadable as error:
             found[scope] = f"{name} is answered 503: {error.message}; without it, counting begins anew"
     return found
+
+
+def _minute(made: str) -> str:
+    """``2026-11-28 13:43 UTC`` of NATS's notation."""
+    return f"{made[:16].replace('T', ' ')} UTC"
 
 
 def _without(config: Config, limited: list[str]) -> str:

@@ -14,7 +14,7 @@ from tierfall.cli.up import leash
 from tierfall.cli.up.program import find_command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tierfall.cli.up.console import Console
     from tierfall.cli.up.keeper import Keeper
@@ -44,6 +44,7 @@ class Child:
         environ: The process's environment; it goes before the program's own variables.
         console: Where its output and the news about it go.
         keeper: Told of each process group.
+        hear: Called with each line of its output, also with those that are not shown.
         backoff_first_s: The delay before the first restart, in seconds; doubles up to :data:`BACKOFF_MOST_S`.
     """
 
@@ -54,9 +55,11 @@ class Child:
         console: Console,
         keeper: Keeper,
         *,
+        hear: Callable[[str], None] | None = None,
         backoff_first_s: float = BACKOFF_FIRST_S,
     ) -> None:
         self.program = program
+        self._hear = hear
         self.restarts = 0
         self._environ = environ
         self._console = console
@@ -191,6 +194,8 @@ class Child:
 
     def _show(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").rstrip("\r")
+        if self._hear is not None:
+            self._hear(text)
         if self.program.warned is not None and self.program.warned.search(text):
             text = text.replace("[INF]", "[WRN]", 1)
         if self.program.hidden is None or not self.program.hidden.search(text):

@@ -11,7 +11,7 @@ from tierfall import config as configs
 from tierfall import state as states
 from tierfall.cli.up import state
 from tierfall.cli.up.console import Console
-from tierfall.cli.up.nats import CONF_NAME, check_conf, write_conf
+from tierfall.cli.up.nats import CONF_NAME, STORE_NAME, check_conf, write_conf
 from tierfall.cli.up.preflight import command_problems, port_problems
 from tierfall.cli.up.program import programs
 from tierfall.cli.up.supervisor import Supervisor
@@ -54,6 +54,7 @@ def run(config_path: Path, state_dir: Path | None, environ: Mapping[str, str]) -
         environ=environ,
         console=console,
         out=sys.stdout,
+        nats_store=nats_conf.parent / STORE_NAME if config.nats.url == EMBEDDED else None,
     )
     asyncio.run(_supervise(supervisor))
     return 0

@@ -11,10 +11,12 @@ from tierfall.cli.up.keeper import Keeper
 from tierfall.cli.up.program import Stage
 from tierfall.cli.up.readiness import wait_for_engines, wait_until_ready
 from tierfall.cli.up.report import base_url, curl, summary
+from tierfall.cli.up.store_guard import StoreGuard
 from tierfall.logs import MODE_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
     from typing import TextIO
 
     from tierfall.cli.up.console import Console
@@ -41,6 +43,7 @@ class Supervisor:
         environ: The children's environment.
         console: Where the children's lines and the supervisor's own go.
         out: Where the report goes.
+        nats_store: Where the embedded nats-server keeps its store, if there is one.
         backoff_first_s: The delay before the first restart of a child, in seconds.
     """
 
@@ -53,6 +56,7 @@ class Supervisor:
         environ: Mapping[str, str],
         console: Console,
         out: TextIO,
+        nats_store: Path | None = None,
         backoff_first_s: float = BACKOFF_FIRST_S,
     ) -> None:
         self.children: dict[str, Child] = {}
@@ -64,6 +68,7 @@ class Supervisor:
         self._environ = {**environ, "PYTHONUNBUFFERED": "1"}
         if console.terminal:
             self._environ.setdefault(MODE_VARIABLE, "human")
+        self._guard = StoreGuard(nats_store, console, self._end_nats) if nats_store is not None else None
         self._keeper = Keeper()
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
@@ -107,6 +112,8 @@ class Supervisor:
             group.create_task(self._report())
             group.create_task(self._follow())
             group.create_task(self._watch_terminal())
+            if self._guard is not None:
+                group.create_task(self._guard.run())
 
     async def _start_all(self) -> None:
         wanted = self._plan(self._config)
@@ -118,11 +125,23 @@ class Supervisor:
     def _start(self, program: Program) -> None:
         if program.stage is Stage.ENGINE:
             self._console.say(f"starting {program.name}: {' '.join(program.argv)}")
+        hear = self._guard.hear if self._guard is not None and program.stage is Stage.NATS else None
         child = Child(
-            program, self._environ, self._console, self._keeper, backoff_first_s=self._backoff_first_s
+            program,
+            self._environ,
+            self._console,
+            self._keeper,
+            hear=hear,
+            backoff_first_s=self._backoff_first_s,
         )
         self.children[program.name] = child
         child.start()
+
+    def _end_nats(self) -> None:
+        """Its child starts it again at once."""
+        for child in self.children.values():
+            if child.program.stage is Stage.NATS:
+                child.signal(signal.SIGTERM)
 
     async def _wait_for_nats(self) -> None:
         """Spares the services their first failed connects; they would try again by themselves."""
