@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -284,6 +285,36 @@ async def test_without_jetstream_a_limited_key_is_told_so() -> None:
         assert refused.headers["retry-after"] == "1"
         assert stack.one.asks == []
         assert (await stack.ask("sk-free")).status_code == 200
+
+
+async def test_without_jetstream_the_next_request_is_refused_at_once() -> None:
+    """That there is none is known for some seconds: neither this key nor another one waits for it."""
+    nats = NatsServer()
+    async with nats, Limited(nats) as stack:
+        await stack.ask("sk-requests")
+        ledger = stack.services.cashier.ledger
+        tried = [teller._number for teller in ledger._tellers.values()]
+        for key in ("sk-requests", "sk-day", "sk-tokens", "sk-requests"):
+            ledger.outage._next_try = float("inf")
+            assert (await stack.ask(key)).status_code == 503
+        assert [teller._number for teller in ledger._tellers.values()][:1] == tried
+        nats._jetstream = True
+        await nats.restart()
+        ledger.outage._next_try = 0.0  # some seconds later
+        await until(lambda: stack.services.store.report()["state"] == "ok", timeout_s=15)
+        await until(lambda: stack.state("one") == "up")
+        assert (await stack.ask("sk-requests")).status_code == 200
+
+
+async def test_a_day_is_the_one_that_nats_is_in(stack: Limited, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose clock jumps days ahead, and back, neither opens a spent day nor closes an open one."""
+    assert [(await stack.ask("sk-day")).status_code for _ in range(3)] == [200, 200, 429]
+    real = time.time
+    for days in (1, 40, -1, -400, 0):
+        monkeypatch.setattr(time, "time", lambda days=days: real() + days * 86_400.0)
+        assert [(await stack.ask("sk-day")).status_code for _ in range(3)] == [429, 429, 429]
+        left = (await stack.ask("sk-requests")).headers["x-ratelimit-remaining-requests"]
+        assert int(left) <= 2
 
 
 async def test_the_official_client_sees_rate_limit_errors(stack: Limited) -> None:

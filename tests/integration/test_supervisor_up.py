@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -19,7 +20,8 @@ import pytest
 from fakes.polling import until
 from tierfall import state
 from tierfall.bus import Bus, BusOptions
-from tierfall.errors import BusDown
+from tierfall.errors import BusDown, StoreUnavailable
+from tierfall.store import QUOTA, Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -320,6 +322,36 @@ async def test_stored_keys_are_there_wherever_it_is_started(up: Up, tmp_path: Pa
     up.start(TIERS, server=", stored_keys: true", cwd=elsewhere)
     assert await up.ends() == 1
     assert "is gone: put it back" in up.err
+
+
+async def test_nats_is_started_again_once_it_could_not_write_its_store(up: Up) -> None:
+    """It would refuse every write until then, whatever room there is by now."""
+    # Without this the signal of a file that is too large would end nats-server, instead of an error.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXFSZ})
+    try:
+        process = up.start(TIERS, server=", stored_keys: true")
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGXFSZ})
+    await until(lambda: "curl" in up.out, timeout_s=40)
+    (line,) = [line for line in up.processes() if "nats-server" in line]
+    bus = await Bus.connect(
+        BusOptions(
+            servers=f"nats://127.0.0.1:{up.nats_port}",
+            name="test",
+            token_file=str(up.state_dir / state.TOKEN_NAME),
+        )
+    )
+    bucket = await Bucket.open(bus, QUOTA)
+    resource.prlimit(int(line.partition(" ")[0]), resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    with pytest.raises(StoreUnavailable, match="NATS cannot write its store"):
+        await bucket.try_write()
+    await until(lambda: "starting nats-server again" in up.err, timeout_s=15)
+    assert "nats-server cannot keep client keys and counters:" in up.err
+    await until(lambda: bus.counters.reconnects and bus.connected, timeout_s=15)
+    await bucket.try_write()
+    await bus.close()
+    process.send_signal(signal.SIGINT)
+    assert await up.ends() == 0
 
 
 async def _workers(client: httpx.AsyncClient, port: int) -> int:

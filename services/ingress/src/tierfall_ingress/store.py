@@ -31,7 +31,7 @@ AGAIN_S: Final = 2.0
 """Between two while it is not."""
 FIRST_CHECK_S: Final = 2.0
 """How long an ingress that starts waits for the first one."""
-HOLDS: Final[Mapping[str, str]] = {KEYS: "client keys", QUOTA: "counters of limits and quotas"}
+HOLDS: Final[Mapping[str, str]] = {KEYS: "client keys", QUOTA: "counters"}
 _log: Final = logging.getLogger("tierfall.ingress")
 
 
@@ -139,9 +139,12 @@ class StoreCheck:
 
     async def _run(self) -> None:
         while True:
+            known = self.lost
             if self._needed:
                 await self._look()
                 self._checked.set()
+            if self.lost != known:
+                _log.error("%s", self.lost)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AGAIN_S if self.problem else CHECK_EVERY_S):
                     await self._wake.wait()
@@ -170,7 +173,6 @@ class StoreCheck:
         made = await self._buckets[name].ensure()
         if self._memory.is_another(name, made):
             self._lost[HOLDS[name]] = made
-            _log.error("%s", self.lost)
 
     def _on_state(self, connected: bool) -> None:  # noqa: FBT001 - the bus calls it so
         if connected:
@@ -189,14 +191,15 @@ class StoreCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """As the last look found it."""
+        up = GaugeMetricFamily(
+            "tierfall_store_up",
+            "Whether NATS's store takes writes: client keys, limits and quotas are kept in it.",
+        )
+        lost = GaugeMetricFamily(
+            "tierfall_store_lost",
+            "Whether what was stored was found gone since the ingress started.",
+        )
         if self._check.needed:
-            yield GaugeMetricFamily(
-                "tierfall_store_up",
-                "Whether NATS's store takes writes: client keys, limits and quotas are kept in it.",
-                value=float(not self._check.problem),
-            )
-            yield GaugeMetricFamily(
-                "tierfall_store_lost",
-                "Whether what was stored was found gone since the ingress started.",
-                value=float(bool(self._check.lost)),
-            )
+            up.add_metric([], float(not self._check.problem))
+            lost.add_metric([], float(bool(self._check.lost)))
+        yield from (up, lost)

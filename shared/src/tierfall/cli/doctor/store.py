@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tierfall.keys import KeyRecord
 
 SUBJECT: Final = "jetstream"
+WRITES: Final = "store"
 SWITCH_ON: Final = 'jetstream { store_dir: "/var/lib/nats" } in the NATS server\'s config'
 
 
@@ -48,8 +49,8 @@ async def _written(config: Config, bus: Bus, limited: list[str]) -> list[Finding
         said = ["keys with limits are answered 503"] if limited or config.server.stored_keys else []
         said += [f"nothing is sent to models with a quota: {', '.join(quotas)}"] if quotas else []
         text = f"{error.message}. Until then {' and '.join(said)}"
-        return [Finding(Level.FAIL, SUBJECT, text, "df -h")]
-    return [Finding(Level.OK, SUBJECT, f"counts limits and quotas in {QUOTA}, made {_minute(made)}")]
+        return [Finding(Level.FAIL, WRITES, text, "df -h")]
+    return [Finding(Level.OK, WRITES, f"counts limits and quotas in {QUOTA}, made {_minute(made)}")]
 
 
 async def _keys(config: Config, path: Path, bus: Bus, limited: list[str]) -> list[Finding]:
