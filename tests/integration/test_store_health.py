@@ -153,3 +153,13 @@ def test_a_first_start_is_no_loss_and_a_later_one_is(tmp_path: Path) -> None:
     assert not StoreMemory().is_another("keys", "at three")
     path.write_text("[")
     assert not StoreMemory(path).is_another("keys", "at four")
+
+
+async def test_a_store_that_is_new_at_the_first_look_is_worth_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is no error, as it may be the first start."""
+    async with NatsServer(jetstream=True) as nats:
+        async with Gateway(CONFIG, {"one": ScriptedBackend()}, nats=nats) as first:
+            assert await first.store() == {"state": "ok", "reason": ""}
+        assert caplog.text.count("is new and empty; unless this is a first start") == 2

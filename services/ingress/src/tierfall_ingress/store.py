@@ -15,6 +15,7 @@ from tierfall import state
 from tierfall.errors import BusDown, BusError
 from tierfall.quota import plans
 from tierfall.store import KEYS, QUOTA, Bucket
+from tierfall.store.clock import unix_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,6 +32,8 @@ AGAIN_S: Final = 2.0
 """Between two while it is not."""
 FIRST_CHECK_S: Final = 2.0
 """How long an ingress that starts waits for the first one."""
+NEW_S: Final = 60.0
+"""A bucket that was made within so many seconds before it is seen first is worth a word."""
 HOLDS: Final[Mapping[str, str]] = {KEYS: "client keys", QUOTA: "counters"}
 _log: Final = logging.getLogger("tierfall.ingress")
 
@@ -48,6 +51,10 @@ class StoreMemory:
         if path is not None:
             with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
                 self._made = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+
+    def is_first(self, bucket: str) -> bool:
+        """Whether the bucket was never seen, and none that may have been there before would be remembered."""
+        return self._path is None and bucket not in self._made
 
     def is_another(self, bucket: str, made: str) -> bool:
         """Whether the bucket that was seen last was made at another time; from now on this one is known."""
@@ -154,7 +161,6 @@ class StoreCheck:
         try:
             for name in self._needed:
                 await self._recognise(name)
-            await self._buckets[QUOTA].clock.sync()
             await self._buckets[QUOTA].try_write()
             self._works()
         except BusDown:
@@ -170,7 +176,13 @@ class StoreCheck:
 
     async def _recognise(self, name: str) -> None:
         """Makes the bucket if it is not there, and finds out whether it was there before."""
-        made = await self._buckets[name].ensure()
+        bucket = self._buckets[name]
+        made = await bucket.ensure()
+        await bucket.clock.sync()
+        if self._memory.is_first(name) and bucket.clock.now() - unix_s(made) < NEW_S:
+            _log.warning(
+                "the bucket %s is new and empty; unless this is a first start, NATS has lost its store", name
+            )
         if self._memory.is_another(name, made):
             self._lost[HOLDS[name]] = made
 
