@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from fakes.nats_server import NatsServer
 from fakes.polling import until
 from tierfall.errors import BusDown, Conflict, StoreUnavailable
 from tierfall.store import Bucket, jetstream, names
+from tierfall.store import clock as clock_module
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -247,3 +249,47 @@ async def test_what_is_no_key_is_refused(bucket: Bucket, key: str) -> None:
             await doing
     with pytest.raises(ValueError, match="not a bucket"):
         Bucket(bucket._bus, key or "a.b")
+
+
+async def test_all_clocks_of_a_bucket_are_nats_own(
+    bus_factory: Buses, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines whose clocks are days apart agree, also after a clock jumped, and while NATS is away."""
+    real = time.time
+    clocks = []
+    for ahead_s in (0.0, 86_400.0, -7.0):
+        monkeypatch.setattr(time, "time", lambda ahead_s=ahead_s: real() + ahead_s)
+        bucket = await Bucket.open(await bus_factory(), NAME)
+        await bucket.clock.sync()
+        clocks.append(bucket.clock)
+    assert all(abs(clock.now() - real()) < 1.0 for clock in clocks)
+    monkeypatch.setattr(time, "time", lambda: real() - 40 * 86_400.0)
+    await nats_server.kill()
+    for clock in clocks:
+        clock._due = float("-inf")
+        await clock.sync()
+    assert all(abs(clock.now() - real()) < 1.0 for clock in clocks)
+
+
+async def test_a_clock_is_measured_again_after_a_reconnect(
+    bus_factory: Buses, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another server, or this machine's counting may have stood still while it slept."""
+    bucket = await Bucket.open(await bus_factory(), NAME)
+    await bucket.clock.sync()
+    steady = clock_module.steady_s
+    monkeypatch.setattr(clock_module, "steady_s", lambda: steady() - 3600.0)
+    assert abs(bucket.clock.now() - time.time() + 3600.0) < 1.0
+    await nats_server.restart()
+    await until(lambda: bucket.clock._due == float("-inf"))
+    await bucket.clock.sync()
+    assert abs(bucket.clock.now() - time.time()) < 1.0
+    assert await (await Bucket.open(await bus_factory(), NAME)).made() == await bucket.made()
+
+
+async def test_a_clock_that_was_never_measured_says_why(bus_factory: Buses) -> None:
+    """What is counted by it must wait until NATS has said which day it is."""
+    bucket = Bucket(await bus_factory(), NAME)
+    assert await bucket.made() is None
+    with pytest.raises(StoreUnavailable, match="NATS has no bucket documents"):
+        await bucket.clock.sync()

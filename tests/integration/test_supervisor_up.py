@@ -281,7 +281,7 @@ async def test_the_embedded_nats_asks_for_a_token_that_only_its_user_has(up: Up,
     finally:
         worker.terminate()
         await until(lambda: worker.poll() is not None)
-    command = [COMMAND, "doctor", "--config", "../config.yaml", "--no-trial"]
+    command = [str(COMMAND), "doctor", "--config", "../config.yaml", "--no-trial"]
     doctor = subprocess.run(  # noqa: ASYNC221,S603 - our own command
         command, cwd=elsewhere, env=up.environ, capture_output=True, text=True, check=False
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,9 +13,6 @@ from tierfall.cli.up import state as up_state
 from tierfall.config import Nats, load
 from tierfall.errors import ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 CONFIG = """
 tiers: {one: {worker: ollama, base_url: 'http://127.0.0.1:1'}}
 models: {first: {tier: one, backend_model: tiny}}
@@ -24,7 +20,7 @@ models: {first: {tier: one, backend_model: tiny}}
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config file; the current folder is another one."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
