@@ -21,7 +21,7 @@ MAX_AHEAD_S: Final = 60.0
 FAR_AHEAD_S: Final = 900.0
 """No request waits so long for its turn: what is said to happen later was written while a clock was wrong."""
 
-PAST_PERIODS_KEPT: Final = 8
+PAST_PERIODS_KEPT: Final = 4
 """Days or months that are over and stay in the document: when the clock that said so was wrong, it goes back
 to one of them, and what was used in it counts again."""
 
@@ -107,8 +107,9 @@ class Account(msgspec.Struct, omit_defaults=True):
         could hold them; towards a day or month only when it has come.
         """
         latest = at + FAR_AHEAD_S if limit.window is Window.MINUTE else at
+        earliest = at - limit.lasts_s  # most cells are of days long over: they need no look at the calendar
         for cell in self.cells.get(limit.key, ()):
-            if cell.start <= latest and limit.counts_until(cell.start) > at:
+            if earliest < cell.start <= latest and limit.counts_until(cell.start) > at:
                 yield cell
 
     def free_at(self, limit: Limit, at: float, need: int) -> float | None:

@@ -16,6 +16,9 @@ SLICE_S: Final = 2
 """The minute is counted in slices of this length."""
 SKEW_S: Final = 2
 """How far the clocks of two replicas may be apart before a minute could let too much through."""
+LONGEST_DAY_S: Final = 26 * 3600
+"""With room to spare: the day on which clocks are set back has 25 hours."""
+LONGEST_MONTH_S: Final = 32 * 24 * 3600
 UTC: Final = "UTC"
 
 
@@ -74,6 +77,15 @@ class Limit(msgspec.Struct, frozen=True):
         if self.metric is Metric.COST:
             return f"a cost of {amount / 1e6:g}"
         return f"{amount} {self.metric.removesuffix('s') if amount == 1 else self.metric}"
+
+    @property
+    def lasts_s(self) -> float:
+        """No cell counts for longer, in seconds."""
+        if self.window is Window.DAY:
+            return LONGEST_DAY_S
+        if self.window is Window.MONTH:
+            return LONGEST_MONTH_S
+        return MINUTE_S + SLICE_S + SKEW_S + 1 if self.window is Window.MINUTE else math.inf
 
     def cell_start(self, at: float) -> int:
         """The beginning, in Unix seconds, of the cell that counts what happens at ``at``."""
