@@ -142,3 +142,19 @@ def test_a_store_of_its_own_comes_before_an_old_one(config: Path) -> None:
     old_store(Path.cwd())
     assert up_state.make(home, None, config) == (home, [])
     assert not (home / "jetstream").is_symlink()
+
+
+def test_one_store_has_one_user(config: Path, tmp_path: Path) -> None:
+    """Also when two configs go on with the same store of an earlier version."""
+    old_store(Path.cwd())
+    other = tmp_path / "other.yaml"
+    other.write_text(CONFIG)
+    homes = [state.folder(path, environ(config)) for path in (config, other)]
+    for home in homes:
+        up_state.make(home, None, config)
+    up_state.lock(homes[0])
+    with pytest.raises(ConfigError, match="another `tierfall up` uses"):
+        up_state.lock(homes[1])
+    alone = tmp_path / "alone"
+    up_state.make(homes[0], alone, config)
+    up_state.lock(alone)

@@ -165,7 +165,11 @@ class StoreCheck:
             self._works()
         except BusDown:
             return  # said by `nats` already, and it comes back with the connection
-        except BusError as error:
+        except Exception as error:  # noqa: BLE001 - a defect must not end the looking, and is said in `/health`
+            if not isinstance(error, BusError):
+                _log.exception("the store cannot be checked")
+                self.problem = f"it cannot be checked: {error!r}"
+                return
             if error.message != self.problem:
                 _log.error("%s", error.message)
             self.problem = error.message

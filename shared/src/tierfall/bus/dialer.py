@@ -79,6 +79,7 @@ class Dialer:
             raise
         except Exception as error:  # what a foreign server says may break nats-py anywhere
             reason = wire.failure or str(error) or type(error).__name__
+            reason += _lacking(self._options.token_file)
             kind = BusUnfit if isinstance(error, TlsRefused | ssl.SSLError) else BusDown
             raise kind(f"cannot connect to NATS at {self.servers}: {reason}") from error
         if wire.max_payload < MIN_PAYLOAD_BYTES:
@@ -169,6 +170,11 @@ def _token(path: str) -> str:
         return ""
     except (OSError, ValueError) as error:
         raise BusDown(f"nats.token_file: cannot read {path}: {error}") from None
+
+
+def _lacking(path: str) -> str:
+    """What to add to a refusal when there is no token to show."""
+    return f"; {path}, which holds the token, is not there" if path and not Path(path).exists() else ""
 
 
 def _read(reader: Callable[[str], T], path: str, key: str) -> T:

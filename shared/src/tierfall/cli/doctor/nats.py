@@ -142,9 +142,9 @@ def _refused(nats: Nats, message: str, greetings: dict[str, dict[str, Any]]) -> 
     if not any(greetings.values()) and not (nats.tls and nats.tls.handshake_first):
         return f"{message}. What listens there does not greet as a NATS server does", "tierfall check FILE"
     if wants_auth and nats.url == EMBEDDED and not nats.token:
-        known = Path(nats.token_file).exists()
-        text = "is not the one in" if known else "is not there:"
-        return f"{message}. The token that `tierfall up` made {text} {nats.token_file}", _SAME_USER
+        if Path(nats.token_file).exists():
+            message += f". The server was not started with the token in {nats.token_file}"
+        return message, _SAME_USER
     if wants_auth and not (nats.token or nats.token_file or nats.creds or nats.nkey):
         return f"{message}. The server wants a token or a user, and the config has none", "set nats.token"
     if wants_auth:

@@ -78,6 +78,7 @@ def _prepare(config: Config, config_path: Path, home: Path, state_dir: Path | No
     if config.nats.url == EMBEDDED:
         try:
             place, said = state.make(home, state_dir, config_path)
+            state.lock(place)
             write_conf(config.nats, state.token_of(config.nats, home), place)
         except OSError as error:
             raise ConfigError(

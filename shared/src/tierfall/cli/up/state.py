@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tierfall.config.schema import Nats
 
 TOKEN_BYTES: Final = 24
+LOCK_NAME: Final = "lock"
 OLD_NAME: Final = ".tierfall"
 """Where versions up to 0.1 kept the store: in the folder that they were started in."""
 
@@ -42,6 +44,26 @@ def make(home: Path, chosen: Path | None, config_path: Path) -> tuple[Path, list
     if (place / STORE_NAME).exists():
         state.make_private(place / STORE_NAME)
     return place, said
+
+
+def lock(place: Path) -> None:
+    """Keeps the store to this process until it ends: two servers on one would spoil it.
+
+    Raises:
+        ConfigError: Another ``tierfall up`` has it.
+        OSError: The file cannot be made.
+    """
+    folder = (place / STORE_NAME).resolve().parent
+    descriptor = os.open(
+        folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600
+    )  # closed by the process's end alone
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"another `tierfall up` uses {folder}: stop that one, or name another folder with --state-dir"
+        ) from None
 
 
 def token_of(nats: Nats, home: Path) -> str:
