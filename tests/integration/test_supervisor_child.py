@@ -233,10 +233,10 @@ async def test_a_client_that_nats_cuts_off_is_shown(bench: Bench, tmp_path: Path
     """nats-server's line of a slow consumer is shown, as a warning; its other information is not."""
     port = free_port()
     config = parse(TIERS.replace("PORT", str(port)), {}, "t.yaml")
-    conf = write_conf(config.nats, tmp_path)
+    conf = write_conf(config.nats, "t", tmp_path)
     bench.start_program(programs(config, tmp_path / "t.yaml", conf)["nats"])
-    slow = await Bus.connect(BusOptions(servers=config.nats.address, name="the slow one"))
-    quick = await Bus.connect(BusOptions(servers=config.nats.address, name="the quick one"))
+    slow = await Bus.connect(BusOptions(servers=config.nats.address, token="t", name="the slow one"))
+    quick = await Bus.connect(BusOptions(servers=config.nats.address, token="t", name="the quick one"))
     await slow.subscribe("flood", lambda _: None)
     assert slow._wire is not None
     transport = slow._wire._writer.transport

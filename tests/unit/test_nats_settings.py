@@ -35,7 +35,7 @@ def confs(tmp_path: Path) -> dict[str, str]:
         re.DOTALL,
     )
     return {
-        "tierfall up": embedded.write_conf(Nats(), tmp_path / "state").read_text(),
+        "tierfall up": embedded.write_conf(Nats(), "a token", tmp_path / "keys").read_text(),
         "tierfall nats-config": (tmp_path / "keys" / "nats" / "nats.conf").read_text(),
         "k8s/base": (K8S / "base" / "nats.conf").read_text(),
         "k8s/overlays/home-lab": (K8S / "overlays" / "home-lab" / "nats.conf").read_text(),
