@@ -24,7 +24,7 @@ class Outage:
 
     @property
     def lasting(self) -> bool:
-        """Whether the store has not answered for longer than anybody waits."""
+        """Whether the store has not answered for longer than a wish waits."""
         return self._since is not None and time.monotonic() - self._since >= PATIENCE_S
 
     def failed(self, error: Exception) -> bool:

@@ -54,9 +54,8 @@ def lock(place: Path) -> None:
         OSError: The file cannot be made.
     """
     folder = (place / STORE_NAME).resolve().parent
-    descriptor = os.open(
-        folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600
-    )  # closed by the process's end alone
+    # Closed by the end of the process alone.
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
