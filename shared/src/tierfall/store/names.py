@@ -15,11 +15,10 @@ PROVIDERS: Final = "provider"
 """The first token of its keys for the accounts of providers' keys, which cloud workers write."""
 CLIENTS: Final = "client"
 """Of those for the accounts of client keys, which ingresses write."""
+TRIED: Final = f"{CLIENTS}.check"
+"""A key of the bucket of quotas that is written to find out whether it can be; it holds an empty account."""
 KEYS: Final = "tierfall_keys"
 """The client keys made with ``tierfall keys``."""
-
-TRIED: Final = "client.check"
-"""A key of the bucket of quotas that is written to find out whether it can be; it holds an empty account."""
 
 API: Final = "$JS.API"
 NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")

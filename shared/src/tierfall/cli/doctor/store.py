@@ -40,12 +40,16 @@ async def _written(config: Config, bus: Bus, limited: list[str]) -> list[Finding
     if not limited and not config.server.stored_keys and not quotas:
         return []
     bucket = Bucket(bus, QUOTA)
+    refused = bus.counters.permission_violations
     try:
         made = await bucket.made()
         if made is None:
             return []
         await bucket.try_write()
     except BusError as error:
+        if bus.counters.permission_violations > refused:
+            text = "whether it takes writes was not tried: this NATS user may not write there"
+            return [Finding(Level.WARN, WRITES, text, "tierfall doctor, with the admin's nats.nkey")]
         said = ["keys with limits are answered 503"] if limited or config.server.stored_keys else []
         said += [f"nothing is sent to models with a quota: {', '.join(quotas)}"] if quotas else []
         text = f"{error.message}. Until then {' and '.join(said)}"
