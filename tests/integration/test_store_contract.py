@@ -172,7 +172,7 @@ async def test_a_bucket_of_an_older_version_loses_its_rollups(bus_factory: Buses
     """What allows one message to wipe all keys is ended when the bucket is opened; what it holds stays."""
     bus = await bus_factory()
     old = Bucket(bus, "old")
-    made = await old._create(1)
+    made = (await old._create(1))["config"]
     await jetstream.ask(bus, names.update("old"), {**made, "allow_rollup_hdrs": True})
     await old.put("a", b"1")
     assert await rollup(bus, "b") is None
