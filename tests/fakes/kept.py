@@ -20,7 +20,7 @@ PADDING: Final = "x" * 512 * 1024
 """Makes a body so large that one that is kept shows in the memory of the process."""
 MOST_KEPT_BYTES: Final = len(PADDING) * 3 / 2
 """The client of a test may hold its request once."""
-FRAMES_SHOWN: Final = 12
+FRAMES_SHOWN: Final = 3
 REQUEST_PARTS: Final = (Exchange, Ladder, Line, Job)
 
 
