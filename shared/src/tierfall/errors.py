@@ -9,6 +9,8 @@
     │  │  └─ ContentFiltered       400     invalid_request_error  content_filter           never
     │  ├─ KeyRefused               401     invalid_request_error  invalid_api_key          never
     │  ├─ ModelForbidden           403     invalid_request_error  model_not_allowed        never
+    │  ├─ HostForbidden            403     invalid_request_error  host_not_allowed         never
+    │  ├─ OriginForbidden          403     invalid_request_error  origin_not_allowed       never
     │  ├─ KeyRateLimited           429     rate_limit_error       rate_limit_exceeded      never
     │  ├─ KeyQuotaSpent            429     insufficient_quota     insufficient_quota       never
     │  ├─ NotFound                 404     invalid_request_error  not_found                never
@@ -188,6 +190,20 @@ class ModelForbidden(ClientError):
 
     status = 403
     code = "model_not_allowed"
+
+
+class HostForbidden(ClientError):
+    """The request's ``Host`` is a name that a server without keys does not answer to."""
+
+    status = 403
+    code = "host_not_allowed"
+
+
+class OriginForbidden(ClientError):
+    """The request comes from a web page that may not use a server without keys."""
+
+    status = 403
+    code = "origin_not_allowed"
 
 
 class KeyRateLimited(ClientError):

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from tierfall import __version__
 from tierfall.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, TierfallError
 from tierfall.protocol.operation import Operation
+from tierfall_ingress.browsers import BrowserGuard
 from tierfall_ingress.docs import add_docs
 from tierfall_ingress.exchange import Endpoint
 from tierfall_ingress.health import add_health
@@ -86,7 +87,12 @@ def build_app(services: Services) -> App:
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    return app
+    return BrowserGuard(
+        app,
+        origins=origins,
+        allowed_hosts=lambda: services.config.server.allowed_hosts,
+        is_open=lambda _: services.keys.open,
+    )
 
 
 class Cors(CORSMiddleware):

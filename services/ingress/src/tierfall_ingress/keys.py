@@ -48,6 +48,9 @@ class KeyRing:
 
     With neither, anybody may call (the config allows that on loopback only). Why a digest may be looked up in
     a table, and need not be compared with each, is told in :mod:`tierfall.keys.secret`.
+
+    Attributes:
+        open: Whether anybody may call.
     """
 
     def __init__(self, server: Server, stored: StoredKeys | None = None) -> None:
@@ -55,7 +58,7 @@ class KeyRing:
             digest(key.key.value): _caller(key, number) for number, key in enumerate(server.api_keys, start=1)
         }
         self._stored = stored
-        self._open = not self._callers and stored is None
+        self.open = not self._callers and stored is None
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sends this ``Authorization`` header.
@@ -64,7 +67,7 @@ class KeyRing:
             KeyRefused: There are keys, and this is none of them.
             StoreUnavailable: It may be one that NATS keeps, and those have not been read yet.
         """
-        if self._open:
+        if self.open:
             return ANYBODY
         if not authorization:
             raise KeyRefused("no API key: send it as 'Authorization: Bearer KEY'")

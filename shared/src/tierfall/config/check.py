@@ -44,6 +44,10 @@ INBOX_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _WEB_SCHEMES: Final = ("http", "https")
 _LOCAL_NAMES: Final = (".local", ".lan", ".internal", ".home.arpa", ".svc", ".localhost")
 """Ends of names that no public name server has."""
+_APP_ORIGIN: Final = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+")
+"""What desktop programs made of web pages, and extensions of browsers, send: ``app://obsidian.md``."""
+_HOST_NAME: Final = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+"""As a browser writes it into ``Host``: in lower case."""
 _MAX_PORT: Final = 65535
 _MAX_REPLICAS: Final = 5
 """Of a JetStream stream."""
@@ -94,12 +98,19 @@ def notes(config: Config) -> list[str]:
                 f"{within('models', name)}.deadlines.budget: is {show_duration(model.deadlines.budget)}, "
                 f"but the tiers before the ladder's last may take {show_duration(before_last_s)}"
             )
-    return said + _idle_credentials(config.nats) + _vain_budgets(config)
+    return said + _server_notes(config.server) + _idle_credentials(config.nats) + _vain_budgets(config)
 
 
 def warnings(config: Config) -> list[str]:
     """What works, and leaves a door open: one line each."""
-    return _keys_in_plain_text(config)
+    server = config.server
+    said = _keys_in_plain_text(config)
+    if "*" in server.cors_origins and not _needs_key(server):
+        said.append(
+            "server.cors_origins: * lets every web page that is open on this machine ask and read, as "
+            "there are no client keys; name the origins, or add server.api_keys"
+        )
+    return said
 
 
 def secrets(config: Config) -> Iterator[tuple[str, Secret]]:
@@ -160,6 +171,16 @@ def _idle_credentials(nats: Nats) -> list[str]:
     return [f"nats.{key}: has no effect on an embedded server; it takes a token" for key in shown_in_vain]
 
 
+def _server_notes(server: Server) -> list[str]:
+    if server.allowed_hosts and _needs_key(server):
+        return ["server.allowed_hosts: has no effect while clients need a key"]
+    return []
+
+
+def _needs_key(server: Server) -> bool:
+    return bool(server.api_keys or server.stored_keys)
+
+
 def _vain_budgets(config: Config) -> list[str]:
     """Budgets of which nothing is ever spent."""
     priced = {name for name, model in config.models.items() if model.price.prompt or model.price.completion}
@@ -199,8 +220,12 @@ def _server(server: Server) -> Iterator[Problem]:
             f"is smaller than server.max_body ({server.max_body} bytes): the largest request would not fit",
         )
     for index, origin in enumerate(server.cors_origins):
-        if origin != "*" and (text := _web_address(origin, path=False)):
+        if origin != "*" and not _APP_ORIGIN.fullmatch(origin) and (text := _web_address(origin, path=False)):
             yield Problem(within("server.cors_origins", index), f"{text}, or *")
+    for index, name in enumerate(server.allowed_hosts):
+        if not _HOST_NAME.fullmatch(name):
+            text = "must be a name or address without a port, such as gateway.lan, or *.example.org"
+            yield Problem(within("server.allowed_hosts", index), f"is {shown(name)}, {text}")
 
 
 def _client_keys(config: Config) -> Iterator[Problem]:

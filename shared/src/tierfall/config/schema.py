@@ -165,6 +165,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_bodies: Size = Size(DEFAULT_MAX_BODIES_BYTES)
     """What the bodies of all requests under way may take of the process's memory together."""
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    """What a request's ``Host`` may be beside loopback names while no key is needed; ``*.example.org`` for
+    all below one."""
 
 
 class NatsTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
