@@ -92,6 +92,8 @@ class TierfallError(Exception):
         status: Overrides the class's HTTP status, likewise.
         retry_after: Seconds after which another try makes sense.
         should_retry: What ``x-should-retry`` tells the official SDKs; ``None`` leaves it to their defaults.
+        internal: The message for the operator, where that has to name an address. It goes to logs and
+            heartbeats, never to a client.
     """
 
     status: int = 500
@@ -114,9 +116,11 @@ class TierfallError(Exception):
         status: int | None = None,
         retry_after: float | None = None,
         should_retry: bool | None = None,
+        internal: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.internal = internal or message
         self.param = param
         self.retry_after = retry_after
         self.should_retry = should_retry
@@ -138,6 +142,7 @@ class TierfallError(Exception):
             status=self.status,
             retry_after=self.retry_after,
             should_retry=self.should_retry,
+            internal=self.internal,
         )
 
 

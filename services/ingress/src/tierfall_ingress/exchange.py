@@ -133,7 +133,8 @@ class Exchange:
         ask, ladder = await self._read()
         if self._caller.allowance is not None:
             services = self._services
-            self._charge = await services.cashier.open(self._caller.allowance, ask, services.config)
+            allowance = self._caller.allowance
+            self._charge = await services.cashier.open(allowance, ask, services.config, ladder.names)
             await self._charge.reserve()
         try:
             self._answer, first = await ladder.climb()

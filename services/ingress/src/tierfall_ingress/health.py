@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import Header
 from fastapi.responses import JSONResponse, Response
@@ -13,8 +13,18 @@ from tierfall.engines import advice
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from tierfall_ingress.keys import Caller
+    from tierfall_ingress.roster import TierState
     from tierfall_ingress.services import Services
     from tierfall_ingress.stored import StoredKeys
+
+STATES: Final[dict[TierState, str]] = {
+    "up": "",
+    "loading": "its backend is loading a model",
+    "down": "its backend is down",
+    "no_workers": "no worker serves this tier",
+}
+"""What a client may read of a tier's state; the operator reads the worker's own reason."""
 
 
 def add_health(api: FastAPI, services: Services) -> None:
@@ -46,8 +56,7 @@ def add_health(api: FastAPI, services: Services) -> None:
     async def health(
         authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
     ) -> dict[str, Any]:
-        services.keys.caller(authorization)
-        return report(services)
+        return report(services, services.keys.caller(authorization))
 
     @api.get(
         "/metrics",
@@ -62,31 +71,40 @@ def add_health(api: FastAPI, services: Services) -> None:
         return Response(encode(services.meters.registry), headers={"content-type": content_type})
 
 
-def report(services: Services) -> dict[str, Any]:
-    """``/health``: by tier, by model, and in the two lists that LiteLLM's ``/health`` has."""
+def report(services: Services, caller: Caller) -> dict[str, Any]:
+    """``/health``: by tier, by model, and in the two lists that LiteLLM's ``/health`` has.
+
+    A caller that may not use every model sees how its models and their tiers are, and no more: no worker, no
+    backend's address, no reason in a backend's words.
+    """
     config = services.config
+    names = [name for name in config.models if caller.may_use(name)]
     models = {
         name: {
-            "tier": model.tier,
-            "ladder": list(config.ladder(name)),
-            "healthy": services.roster.is_live(model.tier),
-            "available": services.is_available(name),
+            "tier": config.models[name].tier,
+            "ladder": list(caller.ladder(config, name)),
+            "healthy": services.roster.is_live(config.models[name].tier),
+            "available": services.is_available(name, caller),
         }
-        for name, model in config.models.items()
+        for name in names
     }
+    if caller.models is None:
+        tiers = {name: tier_report(services, name) for name in config.tiers}
+    else:
+        tiers = {name: brief(services, name) for name in dict.fromkeys(config.models[n].tier for n in names)}
     healthy = [name for name, model in models.items() if model["healthy"]]
     unhealthy = [name for name in models if name not in healthy]
+    stored = services.stored if caller.models is None else None
     return {
         "status": "healthy" if services.unready_because() is None else "unhealthy",
         "nats": "connected" if services.bus.connected else "disconnected",
         **({"store": services.store.report()} if services.store.needed else {}),
-        **({} if services.stored is None else {"stored_keys": _stored(services.stored)}),
-        "tiers": {name: tier_report(services, name) for name in config.tiers},
+        **({} if stored is None else {"stored_keys": _stored(stored)}),
+        "tiers": tiers,
         "models": models,
         "healthy_endpoints": [{"model": name} for name in healthy],
         "unhealthy_endpoints": [
-            {"model": name, "error": tier_report(services, config.models[name].tier)["reason"]}
-            for name in unhealthy
+            {"model": name, "error": tiers[config.models[name].tier]["reason"]} for name in unhealthy
         ],
         "healthy_count": len(healthy),
         "unhealthy_count": len(unhealthy),
@@ -98,8 +116,14 @@ def _stored(stored: StoredKeys) -> dict[str, Any]:
     return {"count": len(stored), "state": "lost" if stored.problem else "followed", "reason": stored.problem}
 
 
+def brief(services: Services, name: str) -> dict[str, Any]:
+    """One tier for a caller that is no operator."""
+    state = services.roster.standing(name).state
+    return {"state": state, "reason": STATES[state], "benched": services.breakers[name].is_open}
+
+
 def tier_report(services: Services, name: str) -> dict[str, Any]:
-    """One tier as its workers' beats tell it."""
+    """One tier as its workers' beats tell it, for its operator."""
     standing = services.roster.standing(name)
     return {
         "kind": services.config.tiers[name].kind,

@@ -8,7 +8,7 @@ from tierfall.errors import KeyRefused, ModelForbidden
 from tierfall.keys import config_scope, digest
 
 if TYPE_CHECKING:
-    from tierfall.config import ApiKey, Limits, Server
+    from tierfall.config import ApiKey, Config, Limits, Server
     from tierfall_ingress.stored import StoredKeys
 
 _SCHEME: Final = "bearer"
@@ -33,6 +33,11 @@ class Caller(NamedTuple):
     def may_use(self, model: str) -> bool:
         """Whether the key allows this model."""
         return self.models is None or model in self.models
+
+    def ladder(self, config: Config, model: str) -> tuple[str, ...]:
+        """The ladder of a model that the caller may use, without the fallbacks that it may not."""
+        names = config.ladder(model)
+        return names if self.models is None else tuple(name for name in names if self.may_use(name))
 
     def check(self, model: str) -> None:
         """Raises :class:`ModelForbidden` unless the key allows this model."""

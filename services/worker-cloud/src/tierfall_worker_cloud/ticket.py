@@ -136,11 +136,12 @@ class Ticket:
             wait_s = UNPAID_S
         if wait_s is None:
             return
-        self.access.rest(of, wait_s, error.message, lasting=lasting)
+        why = self.access.redactor.text(error.message)  # clients read it, from the ledger too
+        self.access.rest(of, wait_s, why, lasting=lasting)
         held = self._reservation
         if held is not None:
             now = held.ledger.now()
-            found = Bench(now + wait_s, error.message, lasting, since=now)
+            found = Bench(now + wait_s, why, lasting, since=now)
             held.ledger.bench(self.access.scope, of, found)
 
     def _until_midnight(self) -> float:

@@ -98,6 +98,7 @@ def notes(config: Config) -> list[str]:
                 f"{within('models', name)}.deadlines.budget: is {show_duration(model.deadlines.budget)}, "
                 f"but the tiers before the ladder's last may take {show_duration(before_last_s)}"
             )
+    said += _forbidden_fallbacks(config)
     return said + _server_notes(config.server) + _idle_credentials(config.nats) + _vain_budgets(config)
 
 
@@ -181,14 +182,28 @@ def _needs_key(server: Server) -> bool:
     return bool(server.api_keys or server.stored_keys)
 
 
+def _forbidden_fallbacks(config: Config) -> list[str]:
+    """Ladders that are shorter for a key, as it may not use all of their models."""
+    said = []
+    for index, key in enumerate(config.server.api_keys):
+        allowed = key.models or ()
+        for name in allowed:
+            left_out = [shown(rung) for rung in config.ladder(name) if rung not in allowed]
+            if left_out:
+                said.append(
+                    f"{within('server.api_keys', index)}.models: {shown(name)} does not fall back to "
+                    f"{' or '.join(left_out)} here, as the key may not use it"
+                )
+    return said
+
+
 def _vain_budgets(config: Config) -> list[str]:
     """Budgets of which nothing is ever spent."""
     priced = {name for name, model in config.models.items() if model.price.prompt or model.price.completion}
     said = []
     for index, key in enumerate(config.server.api_keys):
-        may_use = config.models if key.models is None else key.models
-        asked = {rung for name in may_use if name in config.models for rung in config.ladder(name)}
-        if key.limits.budget and not asked & priced:
+        may_use = set(config.models if key.models is None else key.models)
+        if key.limits.budget and not may_use & priced:
             path = within("server.api_keys", index)
             said.append(f"{path}.limits.budget: no model that the key may use has a price")
     return said
