@@ -59,7 +59,7 @@ def test_addresses_and_keys_are_hidden(said: str, hidden: str) -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens. Please reduce.",
+        "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens.",
         "request (9000 tokens) exceeds the available context size (4096 tokens), try increasing it",
         "Unsupported value: 'temperature' does not support 0.2 with this model. Only 1 is.",
         "Unrecognized request argument supplied: top_k",

@@ -28,6 +28,7 @@
     │  ├─ BackendDown              503     service_unavailable    backend_down             next
     │  ├─ BackendFault             502     upstream_error         backend_fault            retry
     │  │  └─ StreamBroken          502     upstream_error         stream_broken            retry
+    │  ├─ OutOfFiles               503     service_unavailable    out_of_files             retry
     │  ├─ ContinuationDiverged     502     upstream_error         continuation_diverged    next
     │  └─ ProviderRefused          502     upstream_error         provider_refused         next
     ├─ TierError
@@ -48,6 +49,8 @@
     │  │  └─ StoreUnreadable       503     service_unavailable    store_unavailable        never
     │  └─ Conflict                 409     service_unavailable    conflict                 never
     ├─ GatewayBusy                 503     service_unavailable    gateway_busy             never
+    ├─ GatewayStopped           503     service_unavailable    gateway_stopped          never
+    ├─ TooManyConnections       503     service_unavailable    too_many_connections     never
     ├─ Internal                    500     api_error              internal_error           never
     └─ ConfigError                 (never on the wire: a config file that cannot be used)
 
@@ -338,6 +341,15 @@ class StreamBroken(BackendFault):
     code = "stream_broken"
 
 
+class OutOfFiles(BackendError):
+    """The worker may not open another connection to its backend: its own limit, not the backend's fault."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "out_of_files"
+    escalate = Escalate.RETRY
+
+
 class ContinuationDiverged(BackendError):
     """A broken stream's new answer is not the one that the client has begun to read."""
 
@@ -495,6 +507,22 @@ class GatewayBusy(TierfallError):
     status = 503
     type = "service_unavailable"
     code = "gateway_busy"
+
+
+class GatewayStopped(TierfallError):
+    """The gateway stops without waiting for this request any longer."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "gateway_stopped"
+
+
+class TooManyConnections(TierfallError):
+    """The gateway may not have more files open, and none of its connections is idle."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "too_many_connections"
 
 
 class Internal(TierfallError):

@@ -158,4 +158,4 @@ class Admission:
                 return
             raise NoWorkers(f"no worker serves tier {tier!r}")
         if standing.state != "up":
-            raise down(tier, standing.state)
+            raise down(tier, standing.state, standing.said)

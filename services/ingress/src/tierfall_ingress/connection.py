@@ -82,6 +82,8 @@ class Connection(HttpToolsProtocol):
     _refused = False
     _head_timer: asyncio.TimerHandle | None = None
     _stopping = False
+    _crowded = False
+    _idle_since = 0.0
     _fault = ""
     """What is wrong with a head that the parser takes for a good one."""
 
@@ -92,15 +94,23 @@ class Connection(HttpToolsProtocol):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a token must not wait for the next
         self._stall = StallGuard(self.loop, transport)
         self._cycles = deque()
-        self._lingering = LingeringTransport(transport, lambda: self._refused or not self._in_head)
+        self._lingering = LingeringTransport(transport, self._is_unread)
+        room, others = self.server_state.room, self.connections  # type: ignore[attr-defined]  # of our own kind
+        crowded = room.make(sock.fileno(), others, self.loop.time()) if sock is not None else None
         super().connection_made(self._lingering)
-        self._expect_head()
+        self._idle_since = self.loop.time()
+        self._crowded = crowded is not None
+        if crowded is not None:
+            self._refuse(crowded)
+        else:
+            self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone; also for a request that has others pipelined behind it."""
         self._stop_head_timer()
         self._stall.drained()
         self._lingering.lost()
+        self.server_state.room.gone(self)  # type: ignore[attr-defined]  # of our own kind
         for cycle in self._open_cycles():
             for listener in _cut_off(cycle).hangup:
                 listener()
@@ -173,6 +183,24 @@ class Connection(HttpToolsProtocol):
         self._stall.drained()
         super().resume_writing()
 
+    def on_response_complete(self) -> None:
+        """An answer is whole; the next request on this connection may come or not."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def idle_since(self) -> float | None:
+        """Loop time since when nothing is asked here; None while something is."""
+        if self._open_cycles() or self._head_bytes or self._refused or self.transport.is_closing():
+            return None
+        return self._idle_since
+
+    def give_way(self) -> None:
+        """Closes an idle connection, as a server may at any time, for the sake of another one."""
+        self._stop_head_timer()
+        self._unset_keepalive_if_required()
+        self.transport.close()
+
     def shutdown(self) -> None:
         """The gateway stops: the request under way is the last one here, or the one that is on its way.
 
@@ -184,6 +212,10 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
         else:
             self.loop.call_later(STOP_GRACE_S, self._stop_idle)
+
+    def _is_unread(self) -> bool:
+        """Whether the client may still be sending; where files are short its connection goes all the same."""
+        return not self._crowded and (self._refused or not self._in_head)
 
     def _stop_idle(self) -> None:
         if not self._open_cycles() and not self._head_bytes:

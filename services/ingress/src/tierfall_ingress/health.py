@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import Header
 from fastapi.responses import JSONResponse, Response
-from prometheus_client.exposition import choose_encoder
+
+from tierfall.telemetry.exposition import expose
 
 from tierfall.engines import advice
 
@@ -24,7 +25,7 @@ STATES: Final[dict[TierState, str]] = {
     "down": "its backend is down",
     "no_workers": "no worker serves this tier",
 }
-"""What a client may read of a tier's state; the operator reads the worker's own reason."""
+"""What a client reads of a tier's state where its worker says no more."""
 
 
 def add_health(api: FastAPI, services: Services) -> None:
@@ -67,8 +68,8 @@ def add_health(api: FastAPI, services: Services) -> None:
     )
     @api.get("/metrics/", include_in_schema=False, response_class=Response)
     async def metrics(accept: Annotated[str, Header(include_in_schema=False)] = "") -> Response:
-        encode, content_type = choose_encoder(accept)
-        return Response(encode(services.meters.registry), headers={"content-type": content_type})
+        body, content_type = expose(services.meters.registry, accept)
+        return Response(body, headers={"content-type": content_type})
 
 
 def report(services: Services, caller: Caller) -> dict[str, Any]:
@@ -94,12 +95,11 @@ def report(services: Services, caller: Caller) -> dict[str, Any]:
         tiers = {name: brief(services, name) for name in dict.fromkeys(config.models[n].tier for n in names)}
     healthy = [name for name, model in models.items() if model["healthy"]]
     unhealthy = [name for name in models if name not in healthy]
-    stored = services.stored if caller.models is None else None
     return {
         "status": "healthy" if services.unready_because() is None else "unhealthy",
         "nats": "connected" if services.bus.connected else "disconnected",
         **({"store": services.store.report()} if services.store.needed else {}),
-        **({} if stored is None else {"stored_keys": _stored(stored)}),
+        **({} if services.stored is None else {"stored_keys": _stored(services.stored)}),
         "tiers": tiers,
         "models": models,
         "healthy_endpoints": [{"model": name} for name in healthy],
@@ -118,8 +118,9 @@ def _stored(stored: StoredKeys) -> dict[str, Any]:
 
 def brief(services: Services, name: str) -> dict[str, Any]:
     """One tier for a caller that is no operator."""
-    state = services.roster.standing(name).state
-    return {"state": state, "reason": STATES[state], "benched": services.breakers[name].is_open}
+    standing = services.roster.standing(name)
+    reason = standing.said or STATES[standing.state]
+    return {"state": standing.state, "reason": reason, "benched": services.breakers[name].is_open}
 
 
 def tier_report(services: Services, name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from tierfall.chat.weight import tokens as count
 from tierfall.errors import (
     BackendDown,
     InvalidRequest,
+    OutOfFiles,
     ProviderRefused,
     QuotaExhausted,
     RateLimited,
@@ -114,7 +115,7 @@ class Ticket:
         held = self._reservation
         if held is None:
             return
-        if not self._sent or isinstance(error, BackendDown | ProviderRefused):
+        if not self._sent or isinstance(error, BackendDown | OutOfFiles | ProviderRefused):
             held.ledger.refund(held.grant)
         elif self.counts:
             held.ledger.settle(held.grant, {Metric.TOKENS: self._tokens(held.estimate, error)})

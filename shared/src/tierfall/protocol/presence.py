@@ -32,6 +32,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     backend: BackendState
     reason: str = ""
     """Why the backend is not up, for the operator's ``/health``: it may name addresses."""
+    said: str = ""
+    """The same for clients, without addresses."""
     draining: bool = False
     gone: bool = False
     """The last beat of a worker that leaves in good order."""
@@ -41,11 +43,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The engine and its version, ``Ollama 0.17.1``; empty if unknown."""
 
 
-def down(tier: str, state: str) -> BackendDown:
-    """What a client is told while no backend of the tier is up."""
-    return BackendDown(
-        f"the backend of tier {tier!r} is {'loading a model' if state == 'loading' else state}"
-    )
+def down(tier: str, state: str, said: str) -> BackendDown:
+    """What a client is told while no backend of the tier is up; ``said`` is the beat's."""
+    return BackendDown(f"the backend of tier {tier!r} is {state}{said and f': {said}'}")
 
 
 _encoder: Final = msgspec.json.Encoder()

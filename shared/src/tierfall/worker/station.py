@@ -87,6 +87,7 @@ class Station:
         self._health = Health("down", "not probed yet")
         self._advised: set[str] = set()
         """The engines that the log has warned of: once for each version."""
+        self._said = self._redactor.text(self._health.reason)
         self._draining = False
         self._unsent: set[int] = set()
         self._full_at = float("-inf")
@@ -158,7 +159,7 @@ class Station:
     def _refusal(self) -> TierfallError | None:
         """Why a straggler, delivered while this worker was leaving the group, is sent back."""
         if self._health.state != "up":
-            return down(self.name, self._health.state)
+            return down(self.name, self._health.state, self._said)
         if self._draining or self.in_flight >= self._tier.max_in_flight:
             return TierBusy("this worker has no free slot")
         return None
@@ -255,6 +256,8 @@ class Station:
 
     def _become(self, health: Health) -> None:
         before, self._health = self._health, health
+        if health.reason != before.reason:
+            self._said = self._redactor.text(health.reason)
         if (health.state, health.reason) != (before.state, before.reason):
             level = logging.WARNING if health.state == "down" else logging.INFO
             _log.log(
@@ -281,6 +284,7 @@ class Station:
             in_flight=self.in_flight,
             backend=self._health.state,
             reason=self._health.reason,
+            said=self._said,
             draining=self._draining,
             gone=gone,
             models=self._health.models,
