@@ -21,7 +21,7 @@ _log: Final = logging.getLogger("tierfall.files")
 def raise_limit() -> int:
     """Raises the soft limit of open files to the hard one, and says so where that is still low.
 
-    Systems set the soft one for programs with ``select()``, which handles no more than 1024. None here has it.
+    Systems set the soft one low for programs with ``select()``, which knows no more than 1024 files.
 
     Returns:
         The limit that is in force.
