@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from fastapi import Header
+from fastapi import Header, Request
 from fastapi.responses import JSONResponse, Response
 
+from tierfall import files
 from tierfall.telemetry.exposition import expose
+from tierfall_ingress.keys import ANYBODY
 
 from tierfall.engines import advice
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from tierfall_ingress.keys import Caller
+    from tierfall_ingress.operators import Operators
     from tierfall_ingress.roster import TierState
     from tierfall_ingress.services import Services
     from tierfall_ingress.stored import StoredKeys
@@ -28,7 +31,7 @@ STATES: Final[dict[TierState, str]] = {
 """What a client reads of a tier's state where its worker says no more."""
 
 
-def add_health(api: FastAPI, services: Services) -> None:
+def add_health(api: FastAPI, services: Services, operators: Operators) -> None:
     """Adds the health routes and ``/metrics``, each under all the names that LiteLLM's users have."""
 
     @api.get("/health/liveliness", tags=["health"], summary="Does the process answer?")
@@ -55,9 +58,11 @@ def add_health(api: FastAPI, services: Services) -> None:
 
     @api.get("/health", tags=["health"], summary="Which models and tiers can answer, and why not?")
     async def health(
-        authorization: Annotated[str | None, Header(include_in_schema=False)] = None,
+        request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
     ) -> dict[str, Any]:
-        return report(services, services.keys.caller(authorization))
+        sees_all = operators.sees_all(request.scope)
+        caller = ANYBODY if sees_all else services.keys.caller(authorization)
+        return report(services, caller, whole=caller.models is None if sees_all is None else sees_all)
 
     @api.get(
         "/metrics",
@@ -72,11 +77,14 @@ def add_health(api: FastAPI, services: Services) -> None:
         return Response(body, headers={"content-type": content_type})
 
 
-def report(services: Services, caller: Caller) -> dict[str, Any]:
+def report(services: Services, caller: Caller, *, whole: bool) -> dict[str, Any]:
     """``/health``: by tier, by model, and in the two lists that LiteLLM's ``/health`` has.
 
-    A caller that may not use every model sees how its models and their tiers are, and no more: no worker, no
-    backend's address, no reason in a backend's words.
+    Args:
+        services: The gateway's.
+        caller: Whose models are shown.
+        whole: Whether workers, addresses and reasons are shown too, as operators need them; else a tier has
+            its state and what clients may read of the reason.
     """
     config = services.config
     names = [name for name in config.models if caller.may_use(name)]
@@ -89,7 +97,7 @@ def report(services: Services, caller: Caller) -> dict[str, Any]:
         }
         for name in names
     }
-    if caller.models is None:
+    if whole:
         tiers = {name: tier_report(services, name) for name in config.tiers}
     else:
         tiers = {name: brief(services, name) for name in dict.fromkeys(config.models[n].tier for n in names)}
@@ -99,6 +107,7 @@ def report(services: Services, caller: Caller) -> dict[str, Any]:
         "status": "healthy" if services.unready_because() is None else "unhealthy",
         "nats": "connected" if services.bus.connected else "disconnected",
         **({"store": services.store.report()} if services.store.needed else {}),
+        **({"open_files_limit": files.limit()} if whole else {}),
         **({} if services.stored is None else {"stored_keys": _stored(services.stored)}),
         "tiers": tiers,
         "models": models,

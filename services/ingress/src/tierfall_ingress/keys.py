@@ -62,8 +62,18 @@ class KeyRing:
         self._callers = {
             digest(key.key.value): _caller(key, number) for number, key in enumerate(server.api_keys, start=1)
         }
+        self._admins = frozenset(digest(key.value) for key in server.admin_keys)
         self._stored = stored
         self.open = not self._callers and stored is None
+
+    @property
+    def has_admins(self) -> bool:
+        """Whether operators' pages need a key."""
+        return bool(self._admins)
+
+    def is_admin(self, key: str) -> bool:
+        """Whether this is an operator's key."""
+        return bool(self._admins) and digest(key) in self._admins
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sends this ``Authorization`` header.

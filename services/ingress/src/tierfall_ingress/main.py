@@ -25,6 +25,7 @@ from tierfall.telemetry import tracer_from
 from tierfall_ingress.app import build_app
 from tierfall_ingress.connection import Connection
 from tierfall_ingress.meters import Meters
+from tierfall_ingress.operators import ADMIN
 from tierfall_ingress.room import Room
 from tierfall_ingress.services import Services
 from tierfall_ingress.store import StoreMemory
@@ -131,6 +132,33 @@ class Server(uvicorn.Server):
         )
         self.server_state = State(room)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens; on the port of ``server.admin`` too, if there is one.
+
+        Raises:
+            ConfigError: That port cannot be had.
+        """
+        await super().startup(sockets)
+        admin = self._services.config.server.admin
+        if admin is None:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(
+                lambda: Connection(self.config, self.server_state, {ADMIN: True}, loop),
+                admin.host,
+                admin.port,
+                backlog=self.config.backlog,
+            )
+        except OSError as error:
+            said = error.strerror or str(error)
+            raise ConfigError(
+                f"server.admin: cannot listen on {admin.host} port {admin.port}: {said}"
+            ) from None
+        self.servers.append(server)
+        for listening in server.sockets:
+            _log.info("operators' pages are on port %d of %s", listening.getsockname()[1], admin.host)
+
     def stop(self) -> None:
         """Begins the orderly end; a second call ends what is under way with an error, a third one at once."""
         self.force_exit = self._cut
@@ -186,12 +214,12 @@ def _apply(services: Services, config: Config) -> None:
     before = services.config.server
     services.apply(config)
     _log.info("config changed: applied")
-    if (before.host, before.port, before.cors_origins) != (
-        config.server.host,
-        config.server.port,
-        config.server.cors_origins,
-    ):
-        _log.warning("server.host, server.port and server.cors_origins take effect at the next start")
+    after = config.server
+    lasting = ("host", "port", "cors_origins", "admin")
+    if any(getattr(before, name) != getattr(after, name) for name in lasting):
+        _log.warning(
+            "server.host, server.port, server.cors_origins and server.admin take effect at the next start"
+        )
 
 
 def _refused(error: ConfigError) -> None:

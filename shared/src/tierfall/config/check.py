@@ -67,7 +67,7 @@ def find(config: Config, *, for_worker: bool = False) -> list[Problem]:
     """The same as :func:`problems`, with path and text apart."""
     found = [*_server(config.server), *_nats(config.nats)]
     if not for_worker:
-        found += _client_keys(config)
+        found += [*_client_keys(config), *_admin_keys(config.server)]
     for group in ("tiers", "models"):
         if not getattr(config, group):
             found.append(Problem(group, "is empty; without one nothing can be answered"))
@@ -118,6 +118,8 @@ def secrets(config: Config) -> Iterator[tuple[str, Secret]]:
     """Every secret that the file names, with its path."""
     for index, key in enumerate(config.server.api_keys):
         yield within("server.api_keys", index), key.key
+    for index, secret in enumerate(config.server.admin_keys):
+        yield within("server.admin_keys", index), secret
     if config.nats.token != Secret():
         yield "nats.token", config.nats.token
     for name, tier in config.tiers.items():
@@ -227,6 +229,12 @@ def _server(server: Server) -> Iterator[Problem]:
     yield from _range("server.port", server.port, 0, _MAX_PORT)
     if not server.host:
         yield Problem("server.host", "is empty; write 127.0.0.1 for this machine only, 0.0.0.0 for all")
+    if server.admin is not None:
+        yield from _range("server.admin.port", server.admin.port, 0, _MAX_PORT)
+        if server.admin.port == server.port != 0:
+            yield Problem("server.admin.port", "is server.port too; operators' pages need another one")
+        if not server.admin.host:
+            yield Problem("server.admin.host", "is empty; write 127.0.0.1 for this machine only")
     if server.max_body < 1:
         yield Problem("server.max_body", "is 0, so that no request would fit")
     if server.max_bodies < server.max_body:
@@ -265,6 +273,23 @@ def _client_keys(config: Config) -> Iterator[Problem]:
         for place, model in enumerate(key.models or ()):
             if model not in config.models:
                 yield Problem(within(f"{path}.models", place), _unknown("model", model, config.models))
+
+
+def _admin_keys(server: Server) -> Iterator[Problem]:
+    if server.admin is not None and not server.admin_keys and not is_loopback(server.admin.host):
+        yield Problem(
+            "server.admin_keys",
+            f"is empty while server.admin.host is {shown(server.admin.host)}, which other machines can "
+            "reach; name a key, or listen on 127.0.0.1",
+        )
+    known = {key.key.value: within("server.api_keys", place) for place, key in enumerate(server.api_keys)}
+    for index, secret in enumerate(server.admin_keys):
+        path = within("server.admin_keys", index)
+        if not secret:
+            said = f"{secret.source} is not set; " if secret.source else ""
+            yield Problem(path, f"{said}an empty key would let everybody in")
+        elif (earlier := known.setdefault(secret.value, path)) != path:
+            yield Problem(path, f"is the same key as {earlier}; operators' keys are no client's")
 
 
 def _key_limits(path: str, key: ApiKey, index: int, names: dict[str, str]) -> Iterator[Problem]:
