@@ -83,6 +83,7 @@ HOSTLESS = [
     request("GET", "/v1/models", "Host: localhost, evil.example"),
     request("GET", "/v1/models", "Host: localhost/x"),
     request("GET", "/v1/models", "Host: ::1"),
+    request("GET", "/v1/models", f"Host: {'a' * 1000}"),
     request("GET", "/v1/models", "Host: localhost:80x"),
     request("GET", "http://evil.example/v1/models", "Host: localhost"),
     request("GET", "http://localhost:1/v1/models", "Host: localhost:2"),

@@ -59,7 +59,8 @@ _KEY: Final = re.compile(
     r"(?<![\w-])(?:"
     r"(?:sk|gsk|xai|pplx|nvapi)[-_][\w*.…-]{2,}[\w*…-]"
     r"|(?:sk|gsk|xai|pplx|nvapi)[-_](?:\.{2,}|…|\*+)[\w-]*"
-    r"|(?:pk|rk|csk|hf|r8|fw|tgp|glpat|gh[opsu]|github_pat|org|proj)[-_](?=[\w-]*[\d*…])[\w*.…-]{2,}[\w*…-]"
+    r"|(?:[pr]k[-_]|csk-|hf_|r8_|fw_|tgp_|glpat-|gh[opsu]_|github_pat_|org[-_]|proj_)"
+    r"(?=[\w-]*[\d*…])[\w*.…-]{2,}[\w*…-]"
     r"|(?:AIza|AKIA|ASIA|ya29\.)[\w*.…-]{4,}"
     r"|eyJ[\w-]{6,}\.[\w-]+(?:\.[\w-]*)?"  # a JSON web token
     r")"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from typing import TYPE_CHECKING, Final
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LOCALHOST: Final = "localhost"
+MAX_HOST_BYTES: Final = 300
+"""A name has at most 253."""
+CACHED: Final = 256
+"""Values of ``Host`` that are remembered: clients send the same one with each request."""
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(?::([0-9]*))?")
 """RFC 9110, section 7.2: a name or an address, and a port."""
 
@@ -31,18 +36,20 @@ def host_problem(version: str, hosts: Sequence[bytes], target: bytes) -> str:
         return "the request has several Host headers; send one"
     if not hosts:
         return "the request has no Host header, which HTTP/1.1 needs" if version == "1.1" else ""
-    if not _HOST.fullmatch(hosts[0]):
+    if len(hosts[0]) > MAX_HOST_BYTES or not _is_host(hosts[0]):
         return "the Host header is not a host name or address with an optional port"
     if target[:1] != b"/" and b"://" in target and _authority(target) != _split(hosts[0]):
         return "the request target names another host than the Host header"
     return ""
 
 
+@functools.lru_cache(CACHED)
 def host_name(host: bytes) -> str:
     """The name in a ``Host`` header, in lower case and without its port; addresses of IPv6 in brackets."""
     return _split(host)[0]
 
 
+@functools.lru_cache(CACHED)
 def is_loopback_name(name: str) -> bool:
     """Whether the name always means the machine itself: no DNS server can make it another's.
 
@@ -54,6 +61,11 @@ def is_loopback_name(name: str) -> bool:
         return ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False
+
+
+@functools.lru_cache(CACHED)
+def _is_host(host: bytes) -> bool:
+    return _HOST.fullmatch(host) is not None
 
 
 def _split(host: bytes) -> tuple[str, str]:

@@ -176,6 +176,8 @@ class Server(uvicorn.Server):
 
     def _force(self) -> None:
         self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # its client does not read: nothing more can be said to it
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes in who has connected already, then nobody, then waits for the connections' ends.
@@ -190,6 +192,8 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         if self.server_state.tasks:  # cancelled: each still says why to its client
             await asyncio.wait(self.server_state.tasks, timeout=CUT_S)
+            self._force()
+            await _turns(ACCEPT_TURNS)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
