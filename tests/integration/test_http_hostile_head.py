@@ -39,7 +39,7 @@ async def gateway() -> AsyncIterator[Gateway]:
 async def test_metrics_whatever_a_scraper_accepts(gateway: Gateway) -> None:
     """An odd version is no version; none of its words come back."""
     for accept in ACCEPTS:
-        answer = await gateway.client.get("/metrics", headers={"accept": accept.encode("latin-1")})
+        answer = await gateway.client.get("/metrics", headers={b"accept": accept.encode("latin-1")})
         assert answer.status_code == 200, accept
         assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     for accept in (

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from tierfall.worker.process import Build
+
 ALL = {"Authorization": "Bearer sk-all-1234567890"}
 ONE = {"Authorization": "Bearer sk-one-1234567890"}
 """May use ``first`` and ``alone``, but not ``second``, to which ``first`` falls back."""
@@ -117,7 +119,7 @@ async def test_no_words_of_a_backend_tell_where_it_is_or_its_key(model: str, str
     """Whatever the status, before the first output and after it, in the ladder's last word too."""
     async with FakeProvider() as provider:
         config = ENGINES.format(url=provider.base_url)
-        builds = {"vllm": build_vllm, "cloud": build_cloud}
+        builds: dict[str, Build] = {"vllm": build_vllm, "cloud": build_cloud}
         port = provider.base_url.rpartition(":")[2].partition("/")[0]
         async with Stack(config, builds=builds, environ={"KEY": UPSTREAM_KEY}) as stack:
             for said in QUOTED:

@@ -50,9 +50,7 @@ class Cashier:
         self.meters = meters
         self.ledger = Ledger(bucket)
 
-    async def open(
-        self, allowance: Allowance, ask: Ask, config: Config, rungs: tuple[str, ...]
-    ) -> Charge:
+    async def open(self, allowance: Allowance, ask: Ask, config: Config, rungs: tuple[str, ...]) -> Charge:
         """The charge of one request, which any of these models may answer; nothing is reserved yet.
 
         Raises:

@@ -8,10 +8,9 @@ from fastapi import Header, Request
 from fastapi.responses import JSONResponse, Response
 
 from tierfall import files
+from tierfall.engines import advice
 from tierfall.telemetry.exposition import expose
 from tierfall_ingress.keys import ANYBODY
-
-from tierfall.engines import advice
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -242,6 +242,10 @@ def _server(server: Server) -> Iterator[Problem]:
             "server.max_bodies",
             f"is smaller than server.max_body ({server.max_body} bytes): the largest request would not fit",
         )
+    yield from _web_pages(server)
+
+
+def _web_pages(server: Server) -> Iterator[Problem]:
     for index, origin in enumerate(server.cors_origins):
         if origin != "*" and not _APP_ORIGIN.fullmatch(origin) and (text := _web_address(origin, path=False)):
             yield Problem(within("server.cors_origins", index), f"{text}, or *")
