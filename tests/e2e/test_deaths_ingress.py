@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from fakes.load import Reading, read_chat
 from fakes.polling import until
 from fakes.processes import until_it_is
 from fakes.provider import FakeProvider
-from fakes.raw_client import RawClient
+from fakes.raw_client import RawClient, chat_request
 from tierfall.worker.process import LEASE_LAPSES_S
 
 if TYPE_CHECKING:
@@ -84,6 +85,32 @@ async def test_an_ingress_told_to_go_finishes_its_streams(
         assert reading.whole, reading
         assert reading.text == Answer.text
     assert await leaving == 0
+
+
+async def test_an_ingress_told_twice_says_so_to_each_client(
+    new_fleet: NewFleet, provider: FakeProvider
+) -> None:
+    """The second SIGTERM ends what is under way with an error: an event in a stream, a 503 before one."""
+    fleet = await new_fleet(CONFIG.format(url=provider.base_url))
+    ingress = fleet.start_ingress()
+    tasks = await under_way(fleet, ingress, provider)
+    async with RawClient(ingress.url) as unary, RawClient(ingress.url) as halfway:
+        await unary.chat(asking(stream=False))
+        await until(lambda: len(provider.chats) == STREAMS + 1)
+        await halfway.send(chat_request(asking())[:-10])
+        ingress.signal(signal.SIGTERM)
+        await until(lambda: not ingress.listens())
+        leaving = asyncio.create_task(ingress.stop())
+        for client in (unary, halfway):
+            answer = await client.answer()
+            assert (answer.status, answer.header("connection")) == (503, "close")
+            assert answer.json["error"]["code"] == "gateway_stopped"
+            assert answer.header("retry-after")
+        for reading in await asyncio.gather(*tasks):
+            assert [error["code"] for error in reading.errors] == ["gateway_stopped"]
+            assert (reading.broken, reading.done) == ("", 0)
+    assert await leaving == 0
+    await until(lambda: all(chat.closed.is_set() for chat in provider.chats))
 
 
 async def test_a_new_ingress_knows_nobody_and_says_so_to_nobody(

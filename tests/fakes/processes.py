@@ -58,15 +58,20 @@ class Process:
         argv: The command, without its folder.
         folder: Where its log goes.
         ready: Whether it has come up; asked again and again.
+        files: How many files it may have open, at most; as many as this process when 0.
     """
 
-    def __init__(self, name: str, argv: list[str], folder: Path, ready: Callable[[str], object]) -> None:
+    def __init__(
+        self, name: str, argv: list[str], folder: Path, ready: Callable[[str], object], *, files: int = 0
+    ) -> None:
         self.name = name
         self._ready = ready
         self._path = folder / f"{name}.log"
         command = [str(_BIN / argv[0]), *argv[1:]]
         if sys.platform == "linux":
             command = [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), *command]
+        if files:
+            command = ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"', *command]
         with self._path.open("wb") as output:
             self._popen = subprocess.Popen(  # noqa: S603 - our own command
                 command,
@@ -147,12 +152,13 @@ class Worker(Process):
 class Ingress(Process):
     """An ingress service, with a client of its own."""
 
-    def __init__(self, name: str, folder: Path, config: Path, port: int, key: str = "") -> None:
+    def __init__(
+        self, name: str, folder: Path, config: Path, port: int, key: str = "", *, files: int = 0
+    ) -> None:
         self.port = port
         self.url = f"http://{HOST}:{port}"
-        super().__init__(
-            name, ["tierfall-ingress", "--config", str(config)], folder, lambda _: self.listens()
-        )
+        argv = ["tierfall-ingress", "--config", str(config)]
+        super().__init__(name, argv, folder, lambda _: self.listens(), files=files)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False, headers=headers)
 
@@ -212,21 +218,21 @@ class Fleet:
             await process.kill()
         await self.nats.close()
 
-    def start_ingress(self, port: int = 0) -> Ingress:
+    def start_ingress(self, port: int = 0, *, files: int = 0) -> Ingress:
         """Starts one, on this port or a free one, and does not wait for it."""
         name = f"ingress-{len(self.processes)}"
         port = port or free_port()
-        ingress = Ingress(name, self._folder, self._written(name, port), port, self._key)
+        ingress = Ingress(name, self._folder, self._written(name, port), port, self._key, files=files)
         self.processes.append(ingress)
         return ingress
 
-    def start_worker(self, tier: str = "", kind: str = "vllm") -> Worker:
+    def start_worker(self, tier: str = "", kind: str = "vllm", *, files: int = 0) -> Worker:
         """Starts one, for one tier or for all of its kind, and does not wait for it."""
         name = f"worker-{len(self.processes)}"
         argv = [f"tierfall-worker-{kind}", "--config", str(self._written(name, free_port()))]
         if tier:
             argv += ["--tier", tier]
-        worker = Worker(name, argv, self._folder, _WORKER_READY.search)
+        worker = Worker(name, argv, self._folder, _WORKER_READY.search, files=files)
         self.processes.append(worker)
         return worker
 

@@ -72,7 +72,8 @@ RAW: Final = st.one_of(
         ),
     ),
     st.lists(
-        st.sampled_from([REQUEST, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n", b"0\r\n\r\n"]), max_size=4
+        st.sampled_from([REQUEST, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\r\n", b"0\r\n\r\n"]),
+        max_size=4,
     ).map(b"".join),
 )
 TOKEN: Final = st.text("abcdefghijklmnopqrstuvwxyz-ABCXYZ0123456789_", min_size=1, max_size=20)

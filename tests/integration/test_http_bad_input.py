@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tierfall.worker import Ask, Progress
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 

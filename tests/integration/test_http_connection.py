@@ -17,7 +17,7 @@ from tierfall_ingress import linger as linger_module
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def code(body: Any) -> str | None:
     [
         b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nBad Header: x\r\n\r\n",
-        b"CONNECT a.example:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT a.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         HEAD + b"Content-Length: abc\r\n\r\n{}",
         HEAD + b"Content-Length: -1\r\n\r\n{}",
         HEAD + b"Content-Length: 99999999999999999999999\r\n\r\n{}",
@@ -197,7 +197,7 @@ async def test_http_1_0(gateway: Gateway) -> None:
 async def test_a_body_nobody_reads_does_no_harm(gateway: Gateway) -> None:
     """A GET or a wrong path with a large body is answered, and so is the next request behind that body."""
     body = b"x" * 300_000
-    head = b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /nope HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
     async with RawClient(gateway.url) as client:
         await client.send(head + body + get_request("/v1/models/first"))
         assert (await client.answer()).status == 404

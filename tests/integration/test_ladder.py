@@ -146,7 +146,9 @@ async def test_backend_marked_down(stream: bool) -> None:
         await until(lambda: tiers.state("b") == "down")
         got = await tiers.answer(stream=stream)
         assert got.status == 503
-        assert "nothing listens at 127.0.0.1:8000" in got.error["message"]
+        assert "is down: nothing listens at [hidden]" in got.error["message"]
+        told = (await tiers.client.get("/health")).json()["tiers"]["a"]["reason"]
+        assert told == "nothing listens at 127.0.0.1:8000"
         assert got.headers["retry-after"]
 
 

@@ -54,7 +54,8 @@ async def hang_up_while(stack: Stack, condition: Any, *, stream: bool) -> None:
     """Sends a request on a connection of its own and closes it once ``condition`` holds."""
     body = json.dumps({**ASK, "stream": stream}).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", stack.client.base_url.port)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     await until(condition)
     writer.close()

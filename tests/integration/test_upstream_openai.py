@@ -225,11 +225,12 @@ async def test_null_error_member_is_no_error(
 async def test_refused_connection_is_a_backend_that_is_down(
     provider: FakeProvider, upstream: OpenAIUpstream
 ) -> None:
-    """Nobody listening is BackendDown with the address; the same client works once somebody does."""
+    """Nobody listening is BackendDown, with the address for its operator; later the same client works."""
     await provider.refuse()
     _, error, _ = await run(upstream)
     assert type(error) is BackendDown
-    assert provider.base_url in error.message
+    assert provider.base_url in error.internal
+    assert "127.0.0.1" not in error.message
     await provider.resume()
     assert (await run(upstream))[1] is None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 
+from tierfall.cli import check
 from tierfall.config import (
     Config,
     Deadlines,
@@ -81,6 +83,26 @@ def test_the_good_file_is_good() -> None:
         (
             server("api_keys: [{key: a, models: [big, lst]}]"),
             'server.api_keys[0].models[1]: "lst" is not a model of this file; did you mean "last"?',
+        ),
+        (
+            server("allowed_hosts: ['*']"),
+            'server.allowed_hosts[0]: is "*", must be a name or address without a port',
+        ),
+        (server("allowed_hosts: [a.lan, 'b.lan:80']"), 'server.allowed_hosts[1]: is "b.lan:80", must be'),
+        (server("allowed_hosts: [GW.lan]"), 'server.allowed_hosts[0]: is "GW.lan", must be a name'),
+        (server("cors_origins: ['null']"), 'server.cors_origins[0]: is "null", must be'),
+        # Operators.
+        (server("port: 4000, admin: {port: 4000}"), "server.admin.port: is server.port too"),
+        (server("admin: {port: 70000}"), "server.admin.port: is 70000, must be from 0 to 65535"),
+        (server("admin: {}"), "server.admin.port: is missing"),
+        (
+            server("admin: {port: 1, host: 0.0.0.0}"),
+            'server.admin_keys: is empty while server.admin.host is "0.0.0.0"',
+        ),
+        (server("admin_keys: ['${UNSET}']"), "server.admin_keys[0]: UNSET is not set; an empty key"),
+        (
+            server("api_keys: [a, b], admin_keys: [c, b]"),
+            "server.admin_keys[1]: is the same key as server.api_keys[1]",
         ),
         # Names.
         (
@@ -212,7 +234,9 @@ def test_a_contradiction_is_told_where_and_what(text: str, expected: str) -> Non
         server("host: 0.0.0.0, stored_keys: true"),
         server("api_keys: [{key: a, name: a.b-C_1, limits: {requests: [9/m, 9/d, 9/month, 9/total]}}]"),
         server("api_keys: [{key: a, name: a}, {key: b, name: a}, {key: c, limits: {}}]"),
-        server("cors_origins: ['*', 'https://chat.example.org:8443']"),
+        server("cors_origins: ['*', 'https://chat.example.org:8443', 'app://obsidian.md']"),
+        server("allowed_hosts: [gw.lan, '*.example.org', 10.0.0.1, '[fd00::1]']"),
+        server("admin: {port: 0, host: 0.0.0.0}, port: 0, admin_keys: [a, b]"),
         nats("url: 'tls://a:4222, tls://b', creds: /etc/nats.creds"),
         nats("host: 0.0.0.0, token: ${SET}"),
         big("fallbacks: [small, last]"),
@@ -261,6 +285,16 @@ def test_all_contradictions_are_in_one_list() -> None:
             server("api_keys: [{key: a, name: a, models: [big], limits: {budget: [9/d]}}]"),
             "server.api_keys[0].limits.budget: no model that the key may use has a price",
         ),
+        (
+            big("fallbacks: [small, last]").replace(
+                "server: {}", "server: {api_keys: [{key: a, models: [big, small]}]}"
+            ),
+            'server.api_keys[0].models: "big" does not fall back to "last" here, as the key may not use it',
+        ),
+        (
+            server("allowed_hosts: [a.lan], api_keys: [a]"),
+            "server.allowed_hosts: has no effect while clients",
+        ),
         (nats("creds: /x"), "nats.creds: has no effect on an embedded server; it takes a token"),
     ],
 )
@@ -308,6 +342,26 @@ def test_a_key_without_tls_is_warned_of(text: str, path: str) -> None:
 def test_no_warning_without_a_key_or_near_by(text: str) -> None:
     """With TLS, on this machine, without a key, and for an engine on the local network."""
     assert warnings(parse(text, {}, "home.yaml")) == []
+
+
+def test_an_open_door_is_a_warning() -> None:
+    """Every page may ask a server that needs no key: it works, and is said first; keys close it."""
+    every = "cors_origins: ['*']"
+    (warning,) = warnings(parse(server(every), {}, "home.yaml"))
+    assert warning.startswith("server.cors_origins: * lets every web page")
+    assert warnings(parse(server(f"{every}, api_keys: [a]"), {}, "home.yaml")) == []
+    assert warnings(parse(server(f"{every}, stored_keys: true"), {}, "home.yaml")) == []
+    assert warnings(parse(server("cors_origins: ['https://a.example']"), {}, "home.yaml")) == []
+
+
+def test_the_command_prints_warnings_before_notes(tmp_path: Path) -> None:
+    """And the file is good all the same."""
+    path, out = tmp_path / "home.yaml", io.StringIO()
+    path.write_text(server("cors_origins: ['*']"))
+    assert check.run(str(path), out, {}) == 0
+    assert out.getvalue().index("warnings\n  server.cors_origins") < out.getvalue().index(
+        "notes\n  tiers.far"
+    )
 
 
 def test_a_file_without_oddities_has_no_notes() -> None:

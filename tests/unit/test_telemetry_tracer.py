@@ -14,7 +14,7 @@ import pytest
 from fakes.polling import until
 from tierfall.config import parse
 from tierfall.telemetry import NO_SPAN, OFF, Kind, tracer_from
-from tierfall.telemetry.span import is_traceparent
+from tierfall.telemetry.span import own_traceparent
 from tierfall.worker.tracing import provider_name, server_of
 from tierfall_worker_cloud.main import build as build_cloud
 from tierfall_worker_ollama.backend import OllamaBackend
@@ -26,12 +26,21 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 @pytest.mark.parametrize(
-    "value", [GOOD, GOOD[:-2] + "00", f"01-{GOOD[3:]}", f"01-{GOOD[3:]}-what-comes-later"]
+    ("value", "ours"),
+    [
+        (GOOD, GOOD),
+        (GOOD[:-2] + "00", GOOD[:-2] + "00"),
+        (GOOD[:-2] + "ff", GOOD[:-2] + "03"),
+        (f"01-{GOOD[3:]}", GOOD),
+        (f"fe-{GOOD[3:]}-what-comes-later", GOOD),
+        (f"cc-{GOOD[3:]}-{'x' * 60_000}", GOOD),
+        (f"cc-{GOOD[3:]}-a\n\xff-b", GOOD),
+    ],
 )
-def test_traceparents(value: str) -> None:
-    """The known version, and later ones, of which the first four fields are read."""
-    assert is_traceparent(value)
-    assert OFF.start("name", Kind.SERVER, {}, traceparent=value).traceparent == value
+def test_traceparents(value: str, ours: str) -> None:
+    """The known version, and later ones, of which the first four fields are read and nothing else travels."""
+    assert own_traceparent(value) == ours
+    assert OFF.start("name", Kind.SERVER, {}, traceparent=value).traceparent == ours
 
 
 @pytest.mark.parametrize(
@@ -45,11 +54,14 @@ def test_traceparents(value: str) -> None:
         f"00-{'0' * 32}-00f067aa0ba902b7-01",
         f"00-{TRACE_ID}-{'0' * 16}-01",
         GOOD[:-1],
+        f"01-{GOOD[3:]}x",
+        f"01-{GOOD[3:]}.more",
+        GOOD + "\n",
     ],
 )
 def test_what_is_no_traceparent(value: str) -> None:
     """What is malformed is not passed on: it could be anything, of any length."""
-    assert not is_traceparent(value)
+    assert not own_traceparent(value)
     assert OFF.start("name", Kind.SERVER, {}, traceparent=value) is NO_SPAN
 
 

@@ -110,8 +110,9 @@ def test_key_refused_names_the_key_and_does_not_quote_it() -> None:
     found = answer(401, error("Incorrect API key provided: sk-abc***xyz"))
     assert found.code == KEY_REFUSED
     assert "OPENAI_API_KEY" in found.message
-    assert "https://api.example/v1" in found.message
-    assert "sk-" not in found.message
+    assert "https://api.example/v1" in found.internal
+    assert "api.example" not in found.message
+    assert "sk-" not in found.message + found.internal
     assert answer(404).code == "provider_refused"
 
 

@@ -9,6 +9,8 @@
     │  │  └─ ContentFiltered       400     invalid_request_error  content_filter           never
     │  ├─ KeyRefused               401     invalid_request_error  invalid_api_key          never
     │  ├─ ModelForbidden           403     invalid_request_error  model_not_allowed        never
+    │  ├─ HostForbidden            403     invalid_request_error  host_not_allowed         never
+    │  ├─ OriginForbidden          403     invalid_request_error  origin_not_allowed       never
     │  ├─ KeyRateLimited           429     rate_limit_error       rate_limit_exceeded      never
     │  ├─ KeyQuotaSpent            429     insufficient_quota     insufficient_quota       never
     │  ├─ NotFound                 404     invalid_request_error  not_found                never
@@ -26,6 +28,7 @@
     │  ├─ BackendDown              503     service_unavailable    backend_down             next
     │  ├─ BackendFault             502     upstream_error         backend_fault            retry
     │  │  └─ StreamBroken          502     upstream_error         stream_broken            retry
+    │  ├─ OutOfFiles               503     service_unavailable    out_of_files             retry
     │  ├─ ContinuationDiverged     502     upstream_error         continuation_diverged    next
     │  └─ ProviderRefused          502     upstream_error         provider_refused         next
     ├─ TierError
@@ -46,6 +49,8 @@
     │  │  └─ StoreUnreadable       503     service_unavailable    store_unavailable        never
     │  └─ Conflict                 409     service_unavailable    conflict                 never
     ├─ GatewayBusy                 503     service_unavailable    gateway_busy             never
+    ├─ GatewayStopped           503     service_unavailable    gateway_stopped          never
+    ├─ TooManyConnections       503     service_unavailable    too_many_connections     never
     ├─ Internal                    500     api_error              internal_error           never
     └─ ConfigError                 (never on the wire: a config file that cannot be used)
 
@@ -90,6 +95,8 @@ class TierfallError(Exception):
         status: Overrides the class's HTTP status, likewise.
         retry_after: Seconds after which another try makes sense.
         should_retry: What ``x-should-retry`` tells the official SDKs; ``None`` leaves it to their defaults.
+        internal: The message for the operator, where that has to name an address. It goes to logs and
+            heartbeats, never to a client.
     """
 
     status: int = 500
@@ -112,9 +119,11 @@ class TierfallError(Exception):
         status: int | None = None,
         retry_after: float | None = None,
         should_retry: bool | None = None,
+        internal: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.internal = internal or message
         self.param = param
         self.retry_after = retry_after
         self.should_retry = should_retry
@@ -136,6 +145,7 @@ class TierfallError(Exception):
             status=self.status,
             retry_after=self.retry_after,
             should_retry=self.should_retry,
+            internal=self.internal,
         )
 
 
@@ -188,6 +198,20 @@ class ModelForbidden(ClientError):
 
     status = 403
     code = "model_not_allowed"
+
+
+class HostForbidden(ClientError):
+    """The request's ``Host`` is a name that a server without keys does not answer to."""
+
+    status = 403
+    code = "host_not_allowed"
+
+
+class OriginForbidden(ClientError):
+    """The request comes from a web page that may not use a server without keys."""
+
+    status = 403
+    code = "origin_not_allowed"
 
 
 class KeyRateLimited(ClientError):
@@ -315,6 +339,15 @@ class StreamBroken(BackendFault):
     """The backend's stream ended, stalled or garbled before every choice had its ``finish_reason``."""
 
     code = "stream_broken"
+
+
+class OutOfFiles(BackendError):
+    """The worker may not open another connection to its backend: its own limit, not the backend's fault."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "out_of_files"
+    escalate = Escalate.RETRY
 
 
 class ContinuationDiverged(BackendError):
@@ -474,6 +507,22 @@ class GatewayBusy(TierfallError):
     status = 503
     type = "service_unavailable"
     code = "gateway_busy"
+
+
+class GatewayStopped(TierfallError):
+    """The gateway stops without waiting for this request any longer."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "gateway_stopped"
+
+
+class TooManyConnections(TierfallError):
+    """The gateway may not have more files open, and none of its connections is idle."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "too_many_connections"
 
 
 class Internal(TierfallError):

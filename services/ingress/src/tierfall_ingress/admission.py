@@ -6,8 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final
 
-from tierfall.errors import BackendDown, ClientGone, NoWorkers, TierBusy
+from tierfall.errors import ClientGone, NoWorkers, TierBusy
 from tierfall.protocol.envelope import Envelope
+from tierfall.protocol.presence import down
 from tierfall_ingress.line import WINDOW_BYTES
 from tierfall_ingress.switchboard import ACCEPT_S, new_stream
 
@@ -157,4 +158,4 @@ class Admission:
                 return
             raise NoWorkers(f"no worker serves tier {tier!r}")
         if standing.state != "up":
-            raise BackendDown(standing.reason or f"the backend of tier {tier!r} is {standing.state}")
+            raise down(tier, standing.state, standing.said)

@@ -11,14 +11,23 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from tierfall import __version__
-from tierfall.errors import Internal, InvalidRequest, MethodNotAllowed, NotFound, TierfallError
+from tierfall.errors import (
+    Internal,
+    InvalidRequest,
+    KeyRefused,
+    MethodNotAllowed,
+    NotFound,
+    TierfallError,
+)
 from tierfall.protocol.operation import Operation
+from tierfall_ingress.browsers import BrowserGuard
 from tierfall_ingress.docs import add_docs
 from tierfall_ingress.exchange import Endpoint
 from tierfall_ingress.health import add_health
 from tierfall_ingress.models import add_models
+from tierfall_ingress.operators import ADMIN, CHALLENGE, Operators
 from tierfall_ingress.quotas import add_quotas
-from tierfall_ingress.wire import error_body, error_headers, request_id
+from tierfall_ingress.wire import error_body, error_headers, request_id, respond
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -69,14 +78,15 @@ def build_app(services: Services) -> App:
     )
     add_models(api, services)
     add_quotas(api, services)
-    add_health(api, services)
     add_docs(api)
     api.add_exception_handler(TierfallError, _on_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(RequestValidationError, _on_invalid)
     api.add_exception_handler(Exception, _on_defect)
     endpoints = {operation: Endpoint(services, operation) for operation in Operation}
-    app: App = Front({path: endpoints[operation] for path, operation in PATHS.items()}, api)
+    operators = Operators(services)
+    add_health(api, services, operators)
+    app: App = Front({path: endpoints[operation] for path, operation in PATHS.items()}, api, operators)
     origins = services.config.server.cors_origins
     if origins:
         app = Cors(
@@ -86,7 +96,12 @@ def build_app(services: Services) -> App:
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    return app
+    return BrowserGuard(
+        app,
+        origins=origins,
+        allowed_hosts=lambda: services.config.server.allowed_hosts,
+        is_open=lambda scope: not services.keys.has_admins if ADMIN in scope["state"] else services.keys.open,
+    )
 
 
 class Cors(CORSMiddleware):
@@ -108,14 +123,18 @@ class Front:
     Args:
         bare: The bare applications, by path.
         api: FastAPI's.
+        operators: Who may read which of its pages where.
     """
 
-    def __init__(self, bare: Mapping[str, App], api: App) -> None:
+    def __init__(self, bare: Mapping[str, App], api: App, operators: Operators) -> None:
         self._bare = bare
         self._api = api
+        self._operators = operators
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """ASGI."""
+        if ADMIN in scope["state"]:
+            return self._other(scope, receive, send)
         return self._bare.get(scope["path"], self._other)(scope, receive, send)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,7 +148,14 @@ class Front:
                 message["headers"] = [*message["headers"], header]
             await send(message)
 
-        await self._api(inner, receive, send_with_id)
+        refusal = self._operators.refusal(scope)
+        if refusal is None:
+            await self._api(inner, receive, send_with_id)
+            return
+        headers = error_headers(refusal)
+        if isinstance(refusal, KeyRefused):
+            headers.append(CHALLENGE)
+        await respond(send_with_id, refusal.status, headers, error_body(refusal))
 
 
 def _answer(error: TierfallError, extra: dict[str, str] | None = None) -> Response:

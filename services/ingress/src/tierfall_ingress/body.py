@@ -54,7 +54,11 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int
 
 
 def _check_type(headers: Mapping[bytes, bytes]) -> None:
-    kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    # A page may send a body without a type, or with that of a form or a text, unasked (Fetch standard,
+    # "CORS-safelisted"): only a type of its own makes a browser ask first.
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if not kind:
+        raise UnsupportedMediaType("the request has no Content-Type; send application/json")
     if kind != b"application/json" and not kind.endswith(b"+json"):
         shown = kind.decode("latin-1")
         raise UnsupportedMediaType(f"the body's Content-Type is {shown!r}; send application/json")

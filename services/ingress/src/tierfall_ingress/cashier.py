@@ -50,15 +50,15 @@ class Cashier:
         self.meters = meters
         self.ledger = Ledger(bucket)
 
-    async def open(self, allowance: Allowance, ask: Ask, config: Config) -> Charge:
-        """The charge of one request; nothing is reserved yet.
+    async def open(self, allowance: Allowance, ask: Ask, config: Config, rungs: tuple[str, ...]) -> Charge:
+        """The charge of one request, which any of these models may answer; nothing is reserved yet.
 
         Raises:
             InvalidRequest: What it may come to cannot be counted; ``param`` names the field.
         """
         # A key that is limited in requests alone costs no look into the body.
         counts = any(limit.metric is not Metric.REQUESTS for limit in ledger_limits(allowance.limits))
-        return Charge(self, allowance, ask, config, await read_estimate(ask) if counts else None)
+        return Charge(self, allowance, config, rungs, await read_estimate(ask) if counts else None)
 
     def at(self, account: Account) -> float:
         """The time that counts for an account, in Unix seconds."""
@@ -92,15 +92,20 @@ class Charge:
     """
 
     def __init__(
-        self, cashier: Cashier, allowance: Allowance, ask: Ask, config: Config, found: Estimate | None
+        self,
+        cashier: Cashier,
+        allowance: Allowance,
+        config: Config,
+        rungs: tuple[str, ...],
+        found: Estimate | None,
     ) -> None:
         self.headers: list[Header] = []
         self._cashier = cashier
         self._scope = allowance.scope
         self._limits = ledger_limits(allowance.limits)
         self._models = config.models
-        self._rungs = config.ladder(ask.model)
-        deadlines = config.models[ask.model].deadlines
+        self._rungs = rungs
+        deadlines = config.models[rungs[0]].deadlines
         self._held_s = deadlines.budget + deadlines.total
         self._estimate = found
         self._grant: Grant | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from tierfall.errors import HeadersTooLarge, HeadTimeout, InvalidRequest, TierfallError
+from tierfall_ingress.host import host_problem
 from tierfall_ingress.linger import LingeringTransport
 from tierfall_ingress.stall import StallGuard
 from tierfall_ingress.wire import error_body, error_headers, request_id
@@ -71,7 +73,7 @@ class Connection(HttpToolsProtocol):
 
     _lingering: LingeringTransport
     _stall: StallGuard
-    _cycles: list[RequestResponseCycle]
+    _cycles: deque[RequestResponseCycle]
     _head_bytes = 0
     _in_head = True
     _tail = b""
@@ -80,6 +82,10 @@ class Connection(HttpToolsProtocol):
     _refused = False
     _head_timer: asyncio.TimerHandle | None = None
     _stopping = False
+    _crowded = False
+    _idle_since = 0.0
+    _fault = ""
+    """What is wrong with a head that the parser takes for a good one."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """A client connects: from now on it has to say what it wants."""
@@ -87,16 +93,24 @@ class Connection(HttpToolsProtocol):
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a token must not wait for the next
         self._stall = StallGuard(self.loop, transport)
-        self._cycles = []
-        self._lingering = LingeringTransport(transport, lambda: self._refused or not self._in_head)
+        self._cycles = deque()
+        self._lingering = LingeringTransport(transport, self._is_unread)
+        room, others = self.server_state.room, self.connections  # type: ignore[attr-defined]  # of our own kind
+        crowded = room.make(sock.fileno(), others, self.loop.time()) if sock is not None else None
         super().connection_made(self._lingering)
-        self._expect_head()
+        self._idle_since = self.loop.time()
+        self._crowded = crowded is not None
+        if crowded is not None:
+            self._refuse(crowded)
+        else:
+            self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone; also for a request that has others pipelined behind it."""
         self._stop_head_timer()
         self._stall.drained()
         self._lingering.lost()
+        self.server_state.room.gone(self)  # type: ignore[attr-defined]  # of our own kind
         for cycle in self._open_cycles():
             for listener in _cut_off(cycle).hangup:
                 listener()
@@ -126,12 +140,18 @@ class Connection(HttpToolsProtocol):
         """The head is there; what follows is the body."""
         if self.parser.should_upgrade():
             return  # the parser stops here, and the request begins anew without the wish
+        hosts = [value for name, value in self.headers if name == b"host"]
+        self._fault = host_problem(self.parser.get_http_version(), hosts, self.url)
+        if self._fault:
+            raise ValueError(self._fault)  # stops the parser
         self.scope["state"][CLIENT] = Client(self.transport, self.flow)
         super().on_headers_complete()
         self._in_head = False
         self._empty_bytes = 0
         self._stop_head_timer()
-        self._cycles = [*self._open_cycles(), self.cycle]
+        while self._cycles and self._cycles[0].response_complete:
+            self._cycles.popleft()  # they end in order
+        self._cycles.append(self.cycle)
         if self._stopping:
             self.cycle.keep_alive = False
         if 0 < len(self.pipeline) <= MAX_PIPELINED:
@@ -163,6 +183,24 @@ class Connection(HttpToolsProtocol):
         self._stall.drained()
         super().resume_writing()
 
+    def on_response_complete(self) -> None:
+        """An answer is whole; the next request on this connection may come or not."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+
+    @property
+    def idle_since(self) -> float | None:
+        """Loop time since when nothing is asked here; None while something is."""
+        if self._open_cycles() or self._head_bytes or self._refused or self.transport.is_closing():
+            return None
+        return self._idle_since
+
+    def give_way(self) -> None:
+        """Closes an idle connection, as a server may at any time, for the sake of another one."""
+        self._stop_head_timer()
+        self._unset_keepalive_if_required()
+        self.transport.close()
+
     def shutdown(self) -> None:
         """The gateway stops: the request under way is the last one here, or the one that is on its way.
 
@@ -175,22 +213,33 @@ class Connection(HttpToolsProtocol):
         else:
             self.loop.call_later(STOP_GRACE_S, self._stop_idle)
 
+    def _is_unread(self) -> bool:
+        """Whether the client may still be sending; where files are short its connection goes all the same."""
+        return not self._crowded and (self._refused or not self._in_head)
+
     def _stop_idle(self) -> None:
         if not self._open_cycles() and not self._head_bytes:
             self.transport.close()
 
     def _feed(self, data: bytes) -> None:
+        left = memoryview(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
+            while left and not self._refused:
+                try:
+                    self.parser.feed_data(left)
+                except httptools.HttpParserUpgrade as upgrade:
+                    left = left[upgrade.args[0] :]
+                    self._ignore_upgrade()
+                else:
+                    return
         except httptools.HttpParserError:
-            self._refuse(InvalidRequest("this is not a valid HTTP/1.1 request"))
+            self._refuse(InvalidRequest(self._fault or "this is not a valid HTTP/1.1 request"))
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Reads the request as if it had not asked for another protocol (RFC 9110, section 7.8).
+    def _ignore_upgrade(self) -> None:
+        """Reads the head as if it had not asked for another protocol (RFC 9110, section 7.8).
 
-        Java's HTTP client asks for HTTP/2 with its first request, whose body follows all the same.
+        Java's HTTP client asks for HTTP/2 with its first request, whose body follows all the same. The parser
+        has stopped behind the head; a new one takes its place.
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
@@ -204,7 +253,7 @@ class Connection(HttpToolsProtocol):
         head += b"".join(name + b": " + value + b"\r\n" for name, value in kept)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn sets its own
-        self._feed(head + b"\r\n" + rest)
+        self.parser.feed_data(head + b"\r\n")
 
     def _head_fits(self, data: bytes) -> bool:
         if self._head_timer is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tierfall.errors import (
     BackendError,
     ClientGone,
+    GatewayStopped,
     IdleDeadline,
     Internal,
     MethodNotAllowed,
@@ -115,9 +116,10 @@ class Exchange:
         except TierfallError as error:
             status, failure = error.status, error.detached()
             await self._fail(failure)
-        except asyncio.CancelledError:
-            status, failure = 499, ClientGone("the gateway stopped")
-            raise
+        except asyncio.CancelledError:  # the gateway stops, and waits no longer
+            failure = GatewayStopped("the gateway was stopped before the answer was whole", retry_after=1.0)
+            status = failure.status
+            await self._fail(failure)
         except Exception:  # noqa: BLE001 - a defect of ours still gets an answer, and a traceback
             _log.exception("request %s: the gateway itself failed", self.id)
             failure = Internal(f"the gateway failed on this request; its log has it under {self.id}")
@@ -133,7 +135,8 @@ class Exchange:
         ask, ladder = await self._read()
         if self._caller.allowance is not None:
             services = self._services
-            self._charge = await services.cashier.open(self._caller.allowance, ask, services.config)
+            allowance = self._caller.allowance
+            self._charge = await services.cashier.open(allowance, ask, services.config, ladder.names)
             await self._charge.reserve()
         try:
             self._answer, first = await ladder.climb()

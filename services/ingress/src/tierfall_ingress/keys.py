@@ -8,7 +8,7 @@ from tierfall.errors import KeyRefused, ModelForbidden
 from tierfall.keys import config_scope, digest
 
 if TYPE_CHECKING:
-    from tierfall.config import ApiKey, Limits, Server
+    from tierfall.config import ApiKey, Config, Limits, Server
     from tierfall_ingress.stored import StoredKeys
 
 _SCHEME: Final = "bearer"
@@ -34,6 +34,11 @@ class Caller(NamedTuple):
         """Whether the key allows this model."""
         return self.models is None or model in self.models
 
+    def ladder(self, config: Config, model: str) -> tuple[str, ...]:
+        """The ladder of a model that the caller may use, without the fallbacks that it may not."""
+        names = config.ladder(model)
+        return names if self.models is None else tuple(name for name in names if self.may_use(name))
+
     def check(self, model: str) -> None:
         """Raises :class:`ModelForbidden` unless the key allows this model."""
         if not self.may_use(model):
@@ -48,14 +53,27 @@ class KeyRing:
 
     With neither, anybody may call (the config allows that on loopback only). Why a digest may be looked up in
     a table, and need not be compared with each, is told in :mod:`tierfall.keys.secret`.
+
+    Attributes:
+        open: Whether anybody may call.
     """
 
     def __init__(self, server: Server, stored: StoredKeys | None = None) -> None:
         self._callers = {
             digest(key.key.value): _caller(key, number) for number, key in enumerate(server.api_keys, start=1)
         }
+        self._admins = frozenset(digest(key.value) for key in server.admin_keys)
         self._stored = stored
-        self._open = not self._callers and stored is None
+        self.open = not self._callers and stored is None
+
+    @property
+    def has_admins(self) -> bool:
+        """Whether operators' pages need a key."""
+        return bool(self._admins)
+
+    def is_admin(self, key: str) -> bool:
+        """Whether this is an operator's key."""
+        return bool(self._admins) and digest(key) in self._admins
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sends this ``Authorization`` header.
@@ -64,7 +82,7 @@ class KeyRing:
             KeyRefused: There are keys, and this is none of them.
             StoreUnavailable: It may be one that NATS keeps, and those have not been read yet.
         """
-        if self._open:
+        if self.open:
             return ANYBODY
         if not authorization:
             raise KeyRefused("no API key: send it as 'Authorization: Bearer KEY'")

@@ -162,7 +162,7 @@ class Ladder:
         self._loop = asyncio.get_running_loop()
         self._ask = ask
         self._began = self._loop.time()
-        self._names = self._config.ladder(ask.model)
+        self._names = caller.ladder(self._config, ask.model)
         self._budget = self._config.models[ask.model].deadlines.budget
         self._admission = Admission(
             services,
@@ -334,6 +334,11 @@ class Ladder:
         trace.answers(first_at, self._loop.time() if self._admission.resume is not None else None)
         answer.trace = trace
         return answer, first
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models that may answer, in the order in which they are tried."""
+        return self._names
 
     @property
     def resumes(self) -> bool:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 import uvicorn
 import uvloop
+from uvicorn.server import ServerState
 
-from tierfall import logs, memory, state
+from tierfall import files, logs, memory, state
 from tierfall.bus import Bus, BusOptions
 from tierfall.config import EMBEDDED, Watcher, load
 from tierfall.errors import BusDown, ConfigError
@@ -24,6 +25,8 @@ from tierfall.telemetry import tracer_from
 from tierfall_ingress.app import build_app
 from tierfall_ingress.connection import Connection
 from tierfall_ingress.meters import Meters
+from tierfall_ingress.operators import ADMIN
+from tierfall_ingress.room import Room
 from tierfall_ingress.services import Services
 from tierfall_ingress.store import StoreMemory
 
@@ -36,6 +39,8 @@ BUS_WAIT_S: Final = 30.0
 """How long the ingress waits for NATS at its start before it gives up and says so."""
 DRAIN_S: Final = 60
 """How long an ingress that was told to stop lets its requests finish."""
+CUT_S: Final = 1.0
+"""How long the errors that end the requests may take to reach their clients."""
 FLUSH_S: Final = 3.0
 """How long the last spans may take to reach their collector."""
 ACCEPT_TURNS: Final = 3
@@ -54,6 +59,7 @@ def main() -> None:
     )
     path = parser.parse_args().config
     logs.configure("ingress")
+    files.raise_limit()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         uvloop.run(serve(path, load(path, os.environ)))
@@ -90,12 +96,21 @@ async def serve(path: Path, config: Config) -> None:
         await asyncio.to_thread(tracer.close, FLUSH_S)
 
 
+class State(ServerState):
+    """What all connections share."""
+
+    def __init__(self, room: Room) -> None:
+        super().__init__()
+        self.room = room
+
+
 class Server(uvicorn.Server):
     """uvicorn, stopped by us: first not ready, then no new connections, then the requests in flight end."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        address = services.config.server
+        self._cut = False
+        address, room = services.config.server, Room(files.limit())
         super().__init__(
             uvicorn.Config(
                 build_app(services),
@@ -110,17 +125,59 @@ class Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
+                backlog=room.backlog,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=DRAIN_S,
             )
         )
+        self.server_state = State(room)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens; on the port of ``server.admin`` too, if there is one.
+
+        Raises:
+            ConfigError: That port cannot be had.
+        """
+        await super().startup(sockets)
+        admin = self._services.config.server.admin
+        if admin is None:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(
+                lambda: Connection(self.config, self.server_state, {ADMIN: True}, loop),
+                admin.host,
+                admin.port,
+                backlog=self.config.backlog,
+            )
+        except OSError as error:
+            said = error.strerror or str(error)
+            raise ConfigError(
+                f"server.admin: cannot listen on {admin.host} port {admin.port}: {said}"
+            ) from None
+        self.servers.append(server)
+        for listening in server.sockets:
+            _log.info("operators' pages are on port %d of %s", listening.getsockname()[1], admin.host)
 
     def stop(self) -> None:
-        """Begins the orderly end; a second call ends at once."""
-        self.force_exit = self.should_exit
+        """Begins the orderly end; a second call ends what is under way with an error, a third one at once."""
+        self.force_exit = self._cut
+        self._cut = self.should_exit
         self.should_exit = True
         self._services.draining = True
-        _log.info("stopping: %d requests in flight", self._services.switchboard.open_lines)
+        in_flight = self._services.meters.in_flight
+        if not self._cut:
+            _log.info("stopping: %d requests in flight", in_flight)
+            return
+        _log.warning("stopping at once: %d requests in flight are ended with an error", in_flight)
+        for task in self.server_state.tasks:
+            task.cancel()
+        asyncio.get_running_loop().call_later(CUT_S, self._force)
+
+    def _force(self) -> None:
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # its client does not read: nothing more can be said to it
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Takes in who has connected already, then nobody, then waits for the connections' ends.
@@ -133,6 +190,10 @@ class Server(uvicorn.Server):
             server.close()
         await _turns(ACCEPT_TURNS)
         await super().shutdown(sockets)
+        if self.server_state.tasks:  # cancelled: each still says why to its client
+            await asyncio.wait(self.server_state.tasks, timeout=CUT_S)
+            self._force()
+            await _turns(ACCEPT_TURNS)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -157,12 +218,12 @@ def _apply(services: Services, config: Config) -> None:
     before = services.config.server
     services.apply(config)
     _log.info("config changed: applied")
-    if (before.host, before.port, before.cors_origins) != (
-        config.server.host,
-        config.server.port,
-        config.server.cors_origins,
-    ):
-        _log.warning("server.host, server.port and server.cors_origins take effect at the next start")
+    after = config.server
+    lasting = ("host", "port", "cors_origins", "admin")
+    if any(getattr(before, name) != getattr(after, name) for name in lasting):
+        _log.warning(
+            "server.host, server.port, server.cors_origins and server.admin take effect at the next start"
+        )
 
 
 def _refused(error: ConfigError) -> None:

@@ -11,6 +11,7 @@ from tierfall_ingress.exchange import unknown_model
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from tierfall_ingress.keys import Caller
     from tierfall_ingress.services import Services
 
 OWNER: Final = "tierfall"
@@ -20,7 +21,7 @@ Authorization = Annotated[str | None, Header(include_in_schema=False)]
 def add_models(api: FastAPI, services: Services) -> None:
     """Adds both routes."""
 
-    def model(name: str) -> dict[str, Any]:
+    def model(name: str, caller: Caller) -> dict[str, Any]:
         configured = services.config.models[name]
         return {
             "id": name,
@@ -28,8 +29,8 @@ def add_models(api: FastAPI, services: Services) -> None:
             "created": services.started_at,
             "owned_by": OWNER,
             "tier": configured.tier,
-            "ladder": list(services.config.ladder(name)),
-            "available": services.is_available(name),
+            "ladder": list(caller.ladder(services.config, name)),
+            "available": services.is_available(name, caller),
             "context_window": configured.context_window,
         }
 
@@ -39,7 +40,7 @@ def add_models(api: FastAPI, services: Services) -> None:
     async def list_models(authorization: Authorization = None) -> dict[str, Any]:
         caller = services.keys.caller(authorization)
         names = [name for name in services.config.models if caller.may_use(name)]
-        return {"object": "list", "data": [model(name) for name in names]}
+        return {"object": "list", "data": [model(name, caller) for name in names]}
 
     @api.get("/v1/models/{name:path}", tags=["models"], summary="Describe one model")
     @api.get("/models/{name:path}", include_in_schema=False)
@@ -48,4 +49,4 @@ def add_models(api: FastAPI, services: Services) -> None:
         if name not in services.config.models:
             raise unknown_model(name, services.config, caller)
         caller.check(name)
-        return model(name)
+        return model(name, caller)

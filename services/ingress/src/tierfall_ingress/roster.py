@@ -34,6 +34,12 @@ class Standing(NamedTuple):
     """Slots that nobody uses, over all workers that are up."""
     workers: tuple[Beat, ...]
 
+    @property
+    def said(self) -> str:
+        """The reason as clients may read it."""
+        alike = (beat for beat in self.workers if (beat.backend, beat.reason) == (self.state, self.reason))
+        return next((beat.said for beat in alike), "")
+
 
 class Roster:
     """The latest beat of every worker.

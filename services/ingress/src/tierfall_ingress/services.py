@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tierfall.bus import Bus
     from tierfall.config import Config
     from tierfall.telemetry import Tracer
+    from tierfall_ingress.keys import Caller
     from tierfall_ingress.meters import Meters
 
 
@@ -113,12 +114,12 @@ class Services:
         """Whether the tier has a worker whose backend is up, and has answered lately."""
         return self.roster.is_live(tier) and not self.breakers[tier].is_open
 
-    def is_available(self, model: str) -> bool:
-        """Whether some tier of the model's ladder could answer now."""
+    def is_available(self, model: str, caller: Caller) -> bool:
+        """Whether some tier of the caller's ladder for the model could answer now."""
         models = self.config.models
         return any(
             self.roster.is_live(models[name].tier) and self.quotas.spent(name) is None
-            for name in self.config.ladder(model)
+            for name in caller.ladder(self.config, model)
         )
 
     def unready_because(self) -> str | None:

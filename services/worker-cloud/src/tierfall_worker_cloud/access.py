@@ -10,6 +10,7 @@ import msgspec
 from tierfall.errors import BackendDown, QuotaExhausted, RateLimited, TierfallError
 from tierfall.ledger import show_wait
 from tierfall.quota import key_label, scope_of
+from tierfall.redact import redactor_of
 from tierfall.upstream import CLOUD_CONNECT_TIMEOUT_S, CLOUD_KEEPALIVE_S, OpenAIUpstream, Source
 from tierfall_worker_cloud.account import Account
 
@@ -53,6 +54,7 @@ class Access:
             keepalive_s=CLOUD_KEEPALIVE_S,
         )
         self.account = Account(self.upstream, key)
+        self.redactor = redactor_of(tier)
         self._rests: dict[str, Rest] = {}
 
     def rest(self, of: str, seconds: float, why: str, *, lasting: bool) -> None:
@@ -80,4 +82,6 @@ class Access:
     def down(self) -> BackendDown | None:
         """What makes the key useless at the moment, if anything does."""
         reason = self.account.down_because
-        return BackendDown(reason) if reason else None
+        if not reason:
+            return None
+        return BackendDown(f"{self.upstream.source.name} cannot be used at the moment", internal=reason)

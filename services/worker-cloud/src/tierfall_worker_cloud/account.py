@@ -44,7 +44,7 @@ class Account:
 
     @property
     def down_because(self) -> str:
-        """Why it was last found useless; empty when it was not."""
+        """Why it was last found useless, for its operator; empty when it was not."""
         if self._missing:
             return self._missing
         return self._health.reason if self._asked and self._health.state == "down" else ""
@@ -60,7 +60,7 @@ class Account:
     def note(self, error: TierfallError) -> None:
         """Learns from a chat that failed: a refused key or connection concerns the whole tier."""
         if isinstance(error, BackendDown):
-            self._keep(Health("down", error.message))
+            self._keep(Health("down", error.internal))
         elif isinstance(error, ProviderRefused) and error.code == KEY_REFUSED:
             self._doubted = True
             self._keep(Health("down", self._refused_key()))
@@ -89,7 +89,7 @@ class Account:
         except TimeoutError:
             return Health("down", f"{source.base_url} does not answer within {CHECK_TIMEOUT_S:g} s")
         except BackendError as error:
-            return Health("down", error.message)
+            return Health("down", error.internal)
         if reply.status >= _SERVER_ERROR:
             return Health("down", f"{source.name} answers {reply.status} to GET /models")
         if reply.status != _OK:

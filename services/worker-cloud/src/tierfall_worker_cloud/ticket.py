@@ -10,6 +10,7 @@ from tierfall.chat.weight import tokens as count
 from tierfall.errors import (
     BackendDown,
     InvalidRequest,
+    OutOfFiles,
     ProviderRefused,
     QuotaExhausted,
     RateLimited,
@@ -114,7 +115,7 @@ class Ticket:
         held = self._reservation
         if held is None:
             return
-        if not self._sent or isinstance(error, BackendDown | ProviderRefused):
+        if not self._sent or isinstance(error, BackendDown | OutOfFiles | ProviderRefused):
             held.ledger.refund(held.grant)
         elif self.counts:
             held.ledger.settle(held.grant, {Metric.TOKENS: self._tokens(held.estimate, error)})
@@ -136,11 +137,12 @@ class Ticket:
             wait_s = UNPAID_S
         if wait_s is None:
             return
-        self.access.rest(of, wait_s, error.message, lasting=lasting)
+        why = self.access.redactor.text(error.message)  # clients read it, from the ledger too
+        self.access.rest(of, wait_s, why, lasting=lasting)
         held = self._reservation
         if held is not None:
             now = held.ledger.now()
-            found = Bench(now + wait_s, error.message, lasting, since=now)
+            found = Bench(now + wait_s, why, lasting, since=now)
             held.ledger.bench(self.access.scope, of, found)
 
     def _until_midnight(self) -> float:

@@ -102,9 +102,9 @@ class OllamaBackend:
             await self._library.look()
         except BackendFault as error:
             self._slow_probes += 1
-            return self._health if self._slow_probes < SLOW_PROBES else self._down(error.message)
+            return self._health if self._slow_probes < SLOW_PROBES else self._down(error.internal)
         except BackendError as error:
-            return self._down(error.message)
+            return self._down(error.internal)
         except (StatusRefusal, msgspec.DecodeError):
             return self._down(f"what listens at tiers.{self._name}.base_url does not speak Ollama's API")
         self._slow_probes = 0

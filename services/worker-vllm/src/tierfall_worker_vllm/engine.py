@@ -92,7 +92,7 @@ class Engine:
                 self._last = Health("down", f"{self._root} does not answer within {PROBE_TIMEOUT_S:g} s")
         except BackendError as error:
             self._was_up = self._was_up and not isinstance(error, BackendDown)
-            self._last = Health("down", error.message)
+            self._last = Health("down", error.internal)
         if self._last.state == "up":
             self._was_up = True
         else:

@@ -44,6 +44,10 @@ INBOX_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _WEB_SCHEMES: Final = ("http", "https")
 _LOCAL_NAMES: Final = (".local", ".lan", ".internal", ".home.arpa", ".svc", ".localhost")
 """Ends of names that no public name server has."""
+_APP_ORIGIN: Final = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+")
+"""What desktop programs made of web pages, and extensions of browsers, send: ``app://obsidian.md``."""
+_HOST_NAME: Final = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+"""As a browser writes it into ``Host``: in lower case."""
 _MAX_PORT: Final = 65535
 _MAX_REPLICAS: Final = 5
 """Of a JetStream stream."""
@@ -63,7 +67,7 @@ def find(config: Config, *, for_worker: bool = False) -> list[Problem]:
     """The same as :func:`problems`, with path and text apart."""
     found = [*_server(config.server), *_nats(config.nats)]
     if not for_worker:
-        found += _client_keys(config)
+        found += [*_client_keys(config), *_admin_keys(config.server)]
     for group in ("tiers", "models"):
         if not getattr(config, group):
             found.append(Problem(group, "is empty; without one nothing can be answered"))
@@ -94,18 +98,28 @@ def notes(config: Config) -> list[str]:
                 f"{within('models', name)}.deadlines.budget: is {show_duration(model.deadlines.budget)}, "
                 f"but the tiers before the ladder's last may take {show_duration(before_last_s)}"
             )
-    return said + _idle_credentials(config.nats) + _vain_budgets(config)
+    said += _forbidden_fallbacks(config)
+    return said + _server_notes(config.server) + _idle_credentials(config.nats) + _vain_budgets(config)
 
 
 def warnings(config: Config) -> list[str]:
     """What works, and leaves a door open: one line each."""
-    return _keys_in_plain_text(config)
+    server = config.server
+    said = _keys_in_plain_text(config)
+    if "*" in server.cors_origins and not _needs_key(server):
+        said.append(
+            "server.cors_origins: * lets every web page that is open on this machine ask and read, as "
+            "there are no client keys; name the origins, or add server.api_keys"
+        )
+    return said
 
 
 def secrets(config: Config) -> Iterator[tuple[str, Secret]]:
     """Every secret that the file names, with its path."""
     for index, key in enumerate(config.server.api_keys):
         yield within("server.api_keys", index), key.key
+    for index, secret in enumerate(config.server.admin_keys):
+        yield within("server.admin_keys", index), secret
     if config.nats.token != Secret():
         yield "nats.token", config.nats.token
     for name, tier in config.tiers.items():
@@ -160,14 +174,38 @@ def _idle_credentials(nats: Nats) -> list[str]:
     return [f"nats.{key}: has no effect on an embedded server; it takes a token" for key in shown_in_vain]
 
 
+def _server_notes(server: Server) -> list[str]:
+    if server.allowed_hosts and _needs_key(server):
+        return ["server.allowed_hosts: has no effect while clients need a key"]
+    return []
+
+
+def _needs_key(server: Server) -> bool:
+    return bool(server.api_keys or server.stored_keys)
+
+
+def _forbidden_fallbacks(config: Config) -> list[str]:
+    """Ladders that are shorter for a key, as it may not use all of their models."""
+    said = []
+    for index, key in enumerate(config.server.api_keys):
+        allowed = key.models or ()
+        for name in allowed:
+            left_out = [shown(rung) for rung in config.ladder(name) if rung not in allowed]
+            if left_out:
+                said.append(
+                    f"{within('server.api_keys', index)}.models: {shown(name)} does not fall back to "
+                    f"{' or '.join(left_out)} here, as the key may not use it"
+                )
+    return said
+
+
 def _vain_budgets(config: Config) -> list[str]:
     """Budgets of which nothing is ever spent."""
     priced = {name for name, model in config.models.items() if model.price.prompt or model.price.completion}
     said = []
     for index, key in enumerate(config.server.api_keys):
-        may_use = config.models if key.models is None else key.models
-        asked = {rung for name in may_use if name in config.models for rung in config.ladder(name)}
-        if key.limits.budget and not asked & priced:
+        may_use = set(config.models if key.models is None else key.models)
+        if key.limits.budget and not may_use & priced:
             path = within("server.api_keys", index)
             said.append(f"{path}.limits.budget: no model that the key may use has a price")
     return said
@@ -191,6 +229,12 @@ def _server(server: Server) -> Iterator[Problem]:
     yield from _range("server.port", server.port, 0, _MAX_PORT)
     if not server.host:
         yield Problem("server.host", "is empty; write 127.0.0.1 for this machine only, 0.0.0.0 for all")
+    if server.admin is not None:
+        yield from _range("server.admin.port", server.admin.port, 0, _MAX_PORT)
+        if server.admin.port == server.port != 0:
+            yield Problem("server.admin.port", "is server.port too; operators' pages need another one")
+        if not server.admin.host:
+            yield Problem("server.admin.host", "is empty; write 127.0.0.1 for this machine only")
     if server.max_body < 1:
         yield Problem("server.max_body", "is 0, so that no request would fit")
     if server.max_bodies < server.max_body:
@@ -198,9 +242,17 @@ def _server(server: Server) -> Iterator[Problem]:
             "server.max_bodies",
             f"is smaller than server.max_body ({server.max_body} bytes): the largest request would not fit",
         )
+    yield from _web_pages(server)
+
+
+def _web_pages(server: Server) -> Iterator[Problem]:
     for index, origin in enumerate(server.cors_origins):
-        if origin != "*" and (text := _web_address(origin, path=False)):
+        if origin != "*" and not _APP_ORIGIN.fullmatch(origin) and (text := _web_address(origin, path=False)):
             yield Problem(within("server.cors_origins", index), f"{text}, or *")
+    for index, name in enumerate(server.allowed_hosts):
+        if not _HOST_NAME.fullmatch(name):
+            text = "must be a name or address without a port, such as gateway.lan, or *.example.org"
+            yield Problem(within("server.allowed_hosts", index), f"is {shown(name)}, {text}")
 
 
 def _client_keys(config: Config) -> Iterator[Problem]:
@@ -225,6 +277,23 @@ def _client_keys(config: Config) -> Iterator[Problem]:
         for place, model in enumerate(key.models or ()):
             if model not in config.models:
                 yield Problem(within(f"{path}.models", place), _unknown("model", model, config.models))
+
+
+def _admin_keys(server: Server) -> Iterator[Problem]:
+    if server.admin is not None and not server.admin_keys and not is_loopback(server.admin.host):
+        yield Problem(
+            "server.admin_keys",
+            f"is empty while server.admin.host is {shown(server.admin.host)}, which other machines can "
+            "reach; name a key, or listen on 127.0.0.1",
+        )
+    known = {key.key.value: within("server.api_keys", place) for place, key in enumerate(server.api_keys)}
+    for index, secret in enumerate(server.admin_keys):
+        path = within("server.admin_keys", index)
+        if not secret:
+            said = f"{secret.source} is not set; " if secret.source else ""
+            yield Problem(path, f"{said}an empty key would let everybody in")
+        elif (earlier := known.setdefault(secret.value, path)) != path:
+            yield Problem(path, f"is the same key as {earlier}; operators' keys are no client's")
 
 
 def _key_limits(path: str, key: ApiKey, index: int, names: dict[str, str]) -> Iterator[Problem]:

@@ -98,7 +98,10 @@ def _named(config: Config, *, for_worker: bool) -> Config:
         key if key.name else msgspec.structs.replace(key, name=f"key-{number}")
         for number, key in enumerate(config.server.api_keys, start=1)
     )
-    server = msgspec.structs.replace(config.server, api_keys=() if for_worker else keys)
+    if for_worker:
+        server = msgspec.structs.replace(config.server, api_keys=(), admin_keys=())
+    else:
+        server = msgspec.structs.replace(config.server, api_keys=keys)
     return msgspec.structs.replace(config, server=server)
 
 

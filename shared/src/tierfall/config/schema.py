@@ -152,6 +152,13 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limits: Limits = Limits()
 
 
+class Admin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A port of their own for the pages of operators: metrics, documentation, the whole ``/health``."""
+
+    port: int
+    host: str = "127.0.0.1"
+
+
 class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The HTTP side."""
 
@@ -165,6 +172,14 @@ class Server(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_bodies: Size = Size(DEFAULT_MAX_BODIES_BYTES)
     """What the bodies of all requests under way may take of the process's memory together."""
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    """What a request's ``Host`` may be beside loopback names while no key is needed; ``*.example.org`` for
+    all below one."""
+    admin: Admin | None = None
+    """Without it operators' pages are on the port of the API."""
+    admin_keys: tuple[Secret, ...] = ()
+    """What operators' pages ask for; nothing when empty, which is allowed only while they are on loopback or
+    on the port of the API."""
 
 
 class NatsTls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

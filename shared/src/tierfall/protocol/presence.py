@@ -6,6 +6,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from tierfall.errors import BackendDown
+
 BEAT_EVERY_S: Final = 1.0
 BEAT_STALE_S: Final = 3.5
 """A worker that was silent for longer is taken for gone: three lost beats and some jitter."""
@@ -29,7 +31,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     in_flight: Slots
     backend: BackendState
     reason: str = ""
-    """Why the backend is not up, for ``/health`` and for the story of a failed ladder."""
+    """Why the backend is not up, for the operator's ``/health``: it may name addresses."""
+    said: str = ""
+    """The same for clients, without addresses."""
     draining: bool = False
     gone: bool = False
     """The last beat of a worker that leaves in good order."""
@@ -37,6 +41,11 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the backend says it serves, in its own names."""
     engine: str = ""
     """The engine and its version, ``Ollama 0.17.1``; empty if unknown."""
+
+
+def down(tier: str, state: str, said: str) -> BackendDown:
+    """What a client is told while no backend of the tier is up; ``said`` is the beat's."""
+    return BackendDown(f"the backend of tier {tier!r} is {state}{said and f': {said}'}")
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tierfall import __version__
-from tierfall.telemetry.span import Attributes, Kind, Span, Tracer
+from tierfall.telemetry.span import Attributes, Kind, Span, Tracer, own_traceparent
 
 if TYPE_CHECKING:
     from opentelemetry import trace
@@ -53,7 +53,8 @@ class OtelTracer(Tracer):
 
     def start(self, name: str, kind: Kind, attributes: Attributes, *, traceparent: str = "") -> Span:
         """Begins a span; the sampler decides from the caller's flag and the environment."""
-        context = _propagator.extract({"traceparent": traceparent}, Context()) if traceparent else Context()
+        parent = own_traceparent(traceparent)
+        context = _propagator.extract({"traceparent": parent}, Context()) if parent else Context()
         return _begin(self._tracer, name, kind, attributes, context)
 
     def close(self, timeout_s: float) -> None:

@@ -14,8 +14,14 @@ from typing import Final
 AttributeValue = str | bool | int | float | Sequence[str]
 Attributes = Mapping[str, AttributeValue]
 
-_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-"""W3C Trace Context, section 3.2: version, trace id, parent id, flags."""
+_TRACEPARENT: Final = re.compile(
+    r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?P<parent>(?!0{16})[0-9a-f]{16})"
+    r"-(?P<flags>[0-9a-f]{2})(?P<rest>-.*)?",
+    re.DOTALL,
+)
+"""W3C Trace Context, section 3.2: version, trace id, parent id, flags, and what a newer version adds."""
+_KNOWN_FLAGS: Final = 0x03
+"""Sampled, and random trace id."""
 
 
 class Kind(enum.Enum):
@@ -83,7 +89,8 @@ class Tracer:
             attributes: Those that a sampler may want to see.
             traceparent: The caller's; what is no W3C traceparent counts as none.
         """
-        return Span(traceparent) if is_traceparent(traceparent) else NO_SPAN
+        ours = own_traceparent(traceparent)
+        return Span(ours) if ours else NO_SPAN
 
     def close(self, timeout_s: float) -> None:
         """Sends what was recorded, for at most ``timeout_s`` seconds; blocks meanwhile."""
@@ -92,6 +99,13 @@ class Tracer:
 OFF: Final = Tracer()
 
 
-def is_traceparent(value: str) -> bool:
-    """Whether it is a W3C traceparent, of a version that is known or newer."""
-    return bool(value) and _TRACEPARENT.match(value) is not None and (value[:2] != "00" or len(value) == 55)  # noqa: PLR2004 - the length of version 00
+def own_traceparent(value: str) -> str:
+    """A caller's traceparent as version 00, written by us; empty for what is none.
+
+    Of a newer version only the part that version 00 has is read, as the recommendation asks for (section
+    4.3); what stands behind it, which may be long and anything, does not travel on.
+    """
+    found = _TRACEPARENT.fullmatch(value)
+    if found is None or (found["version"] == "00" and found["rest"]):
+        return ""
+    return f"00-{found['trace']}-{found['parent']}-{int(found['flags'], 16) & _KNOWN_FLAGS:02x}"

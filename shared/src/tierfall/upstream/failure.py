@@ -127,7 +127,10 @@ def classify(source: Source, status: int, complaint: Complaint, retry_after: flo
     if status in _INVALID or _is_too_long(complaint):
         return _invalid(source, status, complaint)
     if status == _UNAVAILABLE and _is_loading(complaint):
-        return BackendDown(f"{source.name} at {source.base_url} is loading its model")
+        return BackendDown(
+            f"{source.name} is loading its model",
+            internal=f"{source.name} at {source.base_url} is loading its model",
+        )
     if status >= _SERVER_ERROR or status in _FAULTS:
         return BackendFault(f"{source.name} failed ({status}): {_said(complaint, status)}")
     return refused(source, status)
@@ -140,8 +143,9 @@ def refused(source: Source, status: int) -> ProviderRefused:
     else:
         advice = _REFUSALS.get(status, "check the tier's base_url").format(key=source.key)
     return ProviderRefused(
-        f"{source.name} at {source.base_url} refused the request ({status}): {advice}",
+        f"{source.name} refused the request ({status}): {advice}",
         code=KEY_REFUSED if status == _UNAUTHORIZED else None,
+        internal=f"{source.name} at {source.base_url} refused the request ({status}): {advice}",
     )
 
 

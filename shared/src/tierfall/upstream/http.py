@@ -13,6 +13,8 @@ from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from tierfall import files
+from tierfall.errors import OutOfFiles
 from tierfall.upstream.connection import ConnectFailed, Connection, ConnectionBroken
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class HttpPool:
         caller (RFC 9110, section 9.2.2).
 
         Raises:
+            OutOfFiles: This process may open no more of them.
             ConnectFailed: There is no connection to be had.
             ConnectionBroken: It broke before the answer's head.
         """
@@ -129,6 +132,11 @@ class HttpPool:
         except ssl.SSLError as error:
             raise ConnectFailed(f"TLS failed: {error.reason or error}") from error
         except OSError as error:
+            if files.exhausted():  # whatever the system calls it: a name is not found either then
+                raise OutOfFiles(
+                    f"the worker cannot connect to its backend: all of the {files.limit()} files that it may "
+                    "have open are in use"
+                ) from error
             raise ConnectFailed(_reason(error)) from error
         return connection
 

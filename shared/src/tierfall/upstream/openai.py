@@ -215,11 +215,12 @@ class OpenAIUpstream:
         try:
             return await self._pool.request(method, url, headers=sent, body=body)
         except ConnectFailed as error:
-            raise BackendDown(f"{self.source.name} at {self.base_url} cannot be reached: {error}") from error
-        except ConnectionBroken as error:
-            raise BackendFault(
-                f"{self.source.name} at {self.base_url} broke the connection unanswered: {error}"
+            raise BackendDown(
+                f"{self.source.name} cannot be reached: {error}",
+                internal=f"{self.source.name} at {self.base_url} cannot be reached: {error}",
             ) from error
+        except ConnectionBroken as error:
+            raise BackendFault(f"{self.source.name} broke the connection unanswered: {error}") from error
 
     async def _first(self, response: Response, operation: Operation) -> bytes:
         """The first bytes that are not white space; empty at the end of an empty answer."""
@@ -230,7 +231,9 @@ class OpenAIUpstream:
                 break
         if data.startswith(b"<"):
             raise ProviderRefused(
-                f"{self.source.name} at {self.base_url} answered with a web page: check the tier's base_url"
+                f"{self.source.name} answered with a web page: check the tier's base_url",
+                internal=f"{self.source.name} at {self.base_url} answered with a web page: "
+                "check the tier's base_url",
             )
         return data
 
@@ -291,7 +294,7 @@ class OpenAIUpstream:
         if _WRONG_MODEL.search(body):
             return UnsupportedOperation(f"{self.source.name}: this model is not one for /v1{operation.path}")
         if response.status in _NO_PATH and operation is not Operation.CHAT and b"model" not in body.lower():
-            return UnsupportedOperation(f"{self.source.name} at {self.base_url} has no {operation.path}")
+            return UnsupportedOperation(f"{self.source.name} has no {operation.path}")
         return from_answer(self.source, response.status, response.headers, body)
 
     async def _whole(self, response: Response, max_bytes: int) -> bytes:

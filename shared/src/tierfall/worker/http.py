@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from prometheus_client.exposition import choose_encoder
 
 from tierfall.errors import ConfigError
+from tierfall.telemetry.exposition import expose
 
 if TYPE_CHECKING:
     from tierfall.worker.process import WorkerProcess
@@ -58,8 +58,7 @@ class WorkerHttp:
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        body = encode(self._process.meters.registry)
+        body, content_type = expose(self._process.meters.registry, request.headers.get("accept", ""))
         return web.Response(body=body, headers={"content-type": content_type})
 
     async def _liveness(self, _: web.Request) -> web.Response:

@@ -24,6 +24,7 @@ from tierfall.errors import (
 )
 from tierfall.protocol.envelope import Count, Ending
 from tierfall.protocol.operation import Operation
+from tierfall.redact import NOTHING_KNOWN
 from tierfall.timelimit import TimeLimit
 from tierfall.worker.backend import Ask, Counting, Prefill, Progress
 from tierfall.worker.known_fields import refuse_unknown
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from tierfall.protocol.envelope import Envelope, Resume
+    from tierfall.redact import Redactor
     from tierfall.worker.backend import Backend
     from tierfall.worker.incoming import IncomingBody
     from tierfall.worker.operations import Answer
@@ -71,9 +73,10 @@ class Job:
         body: IncomingBody,
         reply: Reply,
         backend: Backend,
-        trace: JobTrace = NO_TRACE,
         *,
+        trace: JobTrace = NO_TRACE,
         refuse_extra: bool = False,
+        redactor: Redactor = NOTHING_KNOWN,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._envelope = envelope
@@ -88,6 +91,7 @@ class Job:
         self.first_output_s: float | None = None
         self._trace = trace
         self._refuse_extra = refuse_extra
+        self._redactor = redactor
         self._cancelled_because = ""
         self._answer: Answer | None = None
         self._in_tail = False
@@ -160,7 +164,7 @@ class Job:
             await self._relay()
         except TierfallError as error:
             self.failure = error.detached()
-            self.reply.fail(self.failure)
+            self.reply.fail(self._redactor.clean(self.failure))
         except asyncio.CancelledError:
             # Whoever cancelled has said what the ingress is to hear, if anything.
             raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
-from tierfall import logs, memory
+from tierfall import files, logs, memory
 from tierfall.bus import Bus, BusOptions
 from tierfall.config import Watcher, load
 from tierfall.errors import BusDown, ConfigError
@@ -44,6 +44,7 @@ def run_worker(kind: str, build: Build) -> None:
     """
     arguments = _parse(kind)
     logs.configure(f"worker-{kind}")
+    files.raise_limit()
     try:
         config = load(arguments.config, os.environ, for_worker=True)
         only = _only(kind, arguments.tier, config)

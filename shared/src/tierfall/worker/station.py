@@ -14,7 +14,8 @@ from tierfall.protocol import subjects
 from tierfall.protocol.envelope import unpack
 from tierfall.protocol.failure import pack_failure
 from tierfall.protocol.frames import FrameError, Kind, encode
-from tierfall.protocol.presence import BEAT_EVERY_S, Beat, pack_beat
+from tierfall.protocol.presence import BEAT_EVERY_S, Beat, down, pack_beat
+from tierfall.redact import redactor_of
 from tierfall.worker.backend import Health
 from tierfall.worker.incoming import IncomingBody
 from tierfall.worker.job import Job
@@ -81,10 +82,12 @@ class Station:
         self._intake = intake
         self._meters = meters
         self._trace = TierTrace(tracer, name, tier, worker, backend.base_url)
+        self._redactor = redactor_of(tier)
         self._loop = asyncio.get_running_loop()
         self._health = Health("down", "not probed yet")
         self._advised: set[str] = set()
         """The engines that the log has warned of: once for each version."""
+        self._said = self._redactor.text(self._health.reason)
         self._draining = False
         self._unsent: set[int] = set()
         self._full_at = float("-inf")
@@ -156,7 +159,7 @@ class Station:
     def _refusal(self) -> TierfallError | None:
         """Why a straggler, delivered while this worker was leaving the group, is sent back."""
         if self._health.state != "up":
-            return BackendDown(self._health.reason)
+            return down(self.name, self._health.state, self._said)
         if self._draining or self.in_flight >= self._tier.max_in_flight:
             return TierBusy("this worker has no free slot")
         return None
@@ -166,8 +169,15 @@ class Station:
         reply = Reply(self._outbox, reply_to, envelope.stream, envelope.window, forget)
         grant = reply.grant_body if envelope.body_on_credit else None
         body = IncomingBody(self._intake, part, envelope.body_size, grant)
-        trace, refuse_extra = self._trace.begin(envelope), self._tier.extra_fields == "refuse"
-        job = Job(envelope, body, reply, self._backend, trace, refuse_extra=refuse_extra)
+        job = Job(
+            envelope,
+            body,
+            reply,
+            self._backend,
+            trace=self._trace.begin(envelope),
+            refuse_extra=self._tier.extra_fields == "refuse",
+            redactor=self._redactor,
+        )
         self._jobs[job.stream] = job
         self._unsent.add(job.stream)
         self.in_flight += 1
@@ -189,9 +199,9 @@ class Station:
         self._note_idle()
         if isinstance(job.failure, BackendDown):
             # The backend's own word beats the last probe; the next probe may bring it back.
-            self._become(Health("down", job.failure.message))
+            self._become(Health("down", job.failure.internal))
         elif isinstance(job.failure, ProviderRefused):
-            _log.error("tier %s: %s", self.name, job.failure.message)  # only its operator can mend it
+            _log.error("tier %s: %s", self.name, job.failure.internal)  # only its operator can mend it
         self._settle()
         self._announce()
 
@@ -246,6 +256,8 @@ class Station:
 
     def _become(self, health: Health) -> None:
         before, self._health = self._health, health
+        if health.reason != before.reason:
+            self._said = self._redactor.text(health.reason)
         if (health.state, health.reason) != (before.state, before.reason):
             level = logging.WARNING if health.state == "down" else logging.INFO
             _log.log(
@@ -272,6 +284,7 @@ class Station:
             in_flight=self.in_flight,
             backend=self._health.state,
             reason=self._health.reason,
+            said=self._said,
             draining=self._draining,
             gone=gone,
             models=self._health.models,

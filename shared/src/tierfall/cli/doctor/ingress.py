@@ -8,6 +8,7 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from tierfall import files
 from tierfall.cli.doctor import nats, tiers
 from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.cli.doctor.http import Answer, Unreachable, ask
@@ -44,7 +45,8 @@ class Ingress:
         self._config = config
         self._path = path
         self._given = bool(url)
-        first = config.server.api_keys[0] if config.server.api_keys else None
+        keys = config.server.api_keys
+        first = next((one for one in keys if one.models is None), keys[0] if keys else None)
         self.key = key or (first.key.value if first else "")
         self._whose = "--key" if key else (first.key.source or first.name) if first else ""
 
@@ -105,6 +107,10 @@ class Ingress:
         if isinstance(store, dict) and store.get("state") != "ok":
             level = Level.WARN if store.get("state") == "lost" else Level.FAIL
             yield Finding(level, "store", f"the ingress says: {store.get('reason')}")
+        limit = health.json.get("open_files_limit")
+        if isinstance(limit, int) and limit < files.FEW:
+            text = f"the ingress may have only {limit} files open, and each connection is one"
+            yield Finding(Level.WARN, "files", text, files.HOW_TO_RAISE)
         listed = health.json.get("tiers")
         for name, tier in listed.items() if isinstance(listed, dict) else ():
             if tier.get("state") == "up":

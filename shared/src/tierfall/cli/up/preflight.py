@@ -30,6 +30,9 @@ def port_problems(config: Config) -> list[str]:
     """Returns a sentence for each port that cannot be had, with the config key that moves it."""
     server = config.server
     found = [_problem("server", server.host, server.port, "set another server.port")]
+    if server.admin is not None:
+        admin = server.admin
+        found.append(_problem("server.admin", admin.host, admin.port, "set another server.admin.port"))
     if config.nats.url == EMBEDDED:
         nats = config.nats
         remedy = f"set another nats.port, or nats.url: nats://{nats.host}:{nats.port} to use the server there"

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any, Final
 
-from tierfall.cli.up.report import base_url
+from tierfall.cli.up.report import base_url, health_key
 
 if TYPE_CHECKING:
     from tierfall.config.schema import Config
@@ -43,7 +43,7 @@ async def wait_for_engines(config: Config, timeout_s: float = TIERS_UP_S) -> dic
         health = await asyncio.to_thread(_get, config, "/health")
         tiers = (health or {}).get("tiers", {})
         up = {name for name, tier in tiers.items() if tier.get("state") == "up"}
-        if (health is not None and engines <= up) or loop.time() >= deadline:
+        if (health is not None and engines & tiers.keys() <= up) or loop.time() >= deadline:
             return health
         await asyncio.sleep(POLL_EVERY_S)
 
@@ -51,8 +51,8 @@ async def wait_for_engines(config: Config, timeout_s: float = TIERS_UP_S) -> dic
 def _get(config: Config, path: str) -> dict[str, Any] | None:
     """The answer's JSON object (empty for a 200 that is none), ``None`` for anything but a 200."""
     request = urllib.request.Request(base_url(config.server) + path)  # noqa: S310 - always http
-    if config.server.api_keys:
-        request.add_header("Authorization", f"Bearer {config.server.api_keys[0].key.value}")
+    if key := health_key(config.server):
+        request.add_header("Authorization", f"Bearer {key}")
     try:
         with _direct.open(request, timeout=ANSWER_S) as answer:
             body = json.loads(answer.read())

@@ -24,6 +24,14 @@ def base_url(server: Server) -> str:
     return f"http://[{host}]:{server.port}" if ":" in host else f"http://{host}:{server.port}"
 
 
+def health_key(server: Server) -> str:
+    """The key of the config to which ``GET /health`` shows most; empty when there is none."""
+    if server.admin_keys:
+        return server.admin_keys[0].value
+    everywhere = [key for key in server.api_keys if key.models is None]
+    return next((key.key.value for key in [*everywhere, *server.api_keys]), "")
+
+
 def summary(config: Config, health: Mapping[str, Any]) -> str:
     """Returns the table of tiers and the ladders as text.
 
@@ -62,6 +70,8 @@ def _backend(tier: Tier) -> str:
 
 
 def _state(tier: Mapping[str, Any]) -> str:
+    if not tier:
+        return "not shown to this key"
     state, reason = str(tier.get("state", NO_WORKERS)), str(tier.get("reason") or "")
     if state == NO_WORKERS:
         return "no workers"
