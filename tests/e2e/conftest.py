@@ -24,8 +24,10 @@ async def new_fleet(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIter
     fleets = request.node.stash.setdefault(FLEETS, [])
     async with contextlib.AsyncExitStack() as running:
 
-        async def make(config: str, *, server: str = "", key: str = "") -> Fleet:
-            fleet = await running.enter_async_context(Fleet(tmp_path, config, server=server, key=key))
+        async def make(config: str, *, server: str = "", key: str = "", nats: str = "") -> Fleet:
+            fleet = await running.enter_async_context(
+                Fleet(tmp_path, config, server=server, key=key, nats=nats)
+            )
             fleets.append(fleet)
             return fleet
 

@@ -197,10 +197,11 @@ class Fleet:
         config: The config's text without ``nats`` and ``server``, which are added.
         server: What else ``server`` has in flow style: ``stored_keys: true``.
         key: The client key that the ingresses' own clients show.
+        nats: Text for the nats-server's config, which then is without JetStream.
     """
 
-    def __init__(self, folder: Path, config: str, *, server: str = "", key: str = "") -> None:
-        self.nats = NatsServer(jetstream=True)
+    def __init__(self, folder: Path, config: str, *, server: str = "", key: str = "", nats: str = "") -> None:
+        self.nats = NatsServer(nats, jetstream=not nats)
         self._server = f", {server}" if server else ""
         self._key = key
         self.processes: list[Process] = []
@@ -226,10 +227,19 @@ class Fleet:
         self.processes.append(ingress)
         return ingress
 
-    def start_worker(self, tier: str = "", kind: str = "vllm", *, files: int = 0) -> Worker:
-        """Starts one, for one tier or for all of its kind, and does not wait for it."""
+    def start_worker(
+        self, tier: str = "", kind: str = "vllm", *, nats_url: str = "", files: int = 0
+    ) -> Worker:
+        """Starts one, for one tier or for all of its kind, and does not wait for it.
+
+        Args:
+            tier: All of its kind when empty.
+            kind: Which worker.
+            nats_url: How it reaches NATS, if not directly.
+            files: As a process's.
+        """
         name = f"worker-{len(self.processes)}"
-        argv = [f"tierfall-worker-{kind}", "--config", str(self._written(name, free_port()))]
+        argv = [f"tierfall-worker-{kind}", "--config", str(self._written(name, free_port(), nats_url))]
         if tier:
             argv += ["--tier", tier]
         worker = Worker(name, argv, self._folder, _WORKER_READY.search, files=files)
@@ -289,16 +299,15 @@ class Fleet:
         """Each process's log under its name, for the report of a failed test."""
         return [(process.name, process.log) for process in self.processes] + [("nats-server", self.nats.log)]
 
-    def _written(self, name: str, port: int) -> Path:
+    def _written(self, name: str, port: int, nats_url: str = "") -> Path:
         path = self._folder / f"{name}.yaml"
-        path.write_text(
-            f"nats: {{url: '{self.nats.url}'}}\nserver: {{port: {port}{self._server}}}\n{self._config}"
-        )
+        server = f"server: {{port: {port}{self._server}}}"
+        path.write_text(f"nats: {{url: '{nats_url or self.nats.url}'}}\n{server}\n{self._config}")
         return path
 
 
 class NewFleet(Protocol):
     """The fixture ``new_fleet``: starts a fleet's nats-server; the arguments are those of :class:`Fleet`."""
 
-    def __call__(self, config: str, *, server: str = "", key: str = "") -> Awaitable[Fleet]:
+    def __call__(self, config: str, *, server: str = "", key: str = "", nats: str = "") -> Awaitable[Fleet]:
         """A fleet that ends with the test."""

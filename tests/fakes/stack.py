@@ -145,8 +145,8 @@ class Stack:
         assert bus._keeper is not None
         bus._keeper.cancel()
         for _, station in process._stations.values():
-            assert station._tending is not None
-            station._tending.cancel()
+            for task in station._tending:
+                task.cancel()
         assert process._sweeping is not None
         process._sweeping.cancel()
         for job in list(process._jobs.values()):

@@ -10,7 +10,7 @@ import pytest
 from fakes.polling import until
 from fakes.scripted import ScriptedBackend, says
 from fakes.stack import Stack
-from tierfall.errors import BackendFault, InvalidRequest, TierfallError
+from tierfall.errors import BackendFault, InvalidRequest, TierfallError, Undelivered, WorkerLost
 from tierfall_ingress import breaker as circuit
 from tierfall_ingress.breaker import Breaker
 
@@ -124,6 +124,18 @@ async def test_the_clients_faults_do_not_count(tiers: Tiers) -> None:
         tiers.a.scripts.append([InvalidRequest("no")])
         assert (await tiers.chat()).status_code == 400
     assert not tiers.services.breakers["a"].is_open
+
+
+def test_lost_workers_count() -> None:
+    """A tier whose workers die of each request is benched; what one worker held when it died is one miss."""
+    breaker = Breaker()
+    for now in (0.0, 0.0, 0.1, 5.0):
+        breaker.failed(WorkerLost("gone"), now)
+    assert not breaker.is_open
+    breaker.failed(Undelivered("NATS is away"), 10.0)
+    assert not breaker.is_open
+    breaker.failed(WorkerLost("gone"), 10.0)
+    assert breaker.is_open
 
 
 def test_pauses_double_and_end() -> None:

@@ -91,7 +91,7 @@ def envelope(**fields: Any) -> bytes:
         "backend_model": "model-a",
         "answer_id": "id",
         "created": 1,
-        "expires_at": 1e11,
+        "sent_at": 0.0,
         "signs_every_s": 1.0,
         "window": 1 << 18,
         "body_size": 2,

@@ -448,6 +448,7 @@ async def test_killed_worker_with_requests_in_flight(stream: bool) -> None:
     async with Tiers() as tiers:
         tiers.a.scripts.append([asyncio.Event()])
         pending = asyncio.create_task(tiers.answer(stream=stream, model="three"))
-        await until(lambda: tiers.a.running == 1)
+        lines = tiers.services.switchboard._lines
+        await until(lambda: any(line.accepted for line in lines.values()))
         await tiers.kill_worker("a-0")
         assert (await pending).attempts == "a=worker_lost;a=no_workers;b=ok"

@@ -60,6 +60,8 @@ async def test_everything_the_gateway_does_is_allowed(stack: Guarded) -> None:
     assert await text_of(stack) == "Hello world."
     assert (await stack.chat()).json()["choices"][0]["message"]["content"] == "Hello world."
     assert (await stack.chat(messages=[{"role": "user", "content": LONG_TEXT}])).status_code == 200
+    stack.services.roster.detour("one")
+    assert (await stack.chat()).headers["x-tierfall-attempts"] == "one=ok"
     stack.one.scripts.extend([[BackendFault("broken")], [BackendFault("broken")]])
     assert (await stack.chat()).headers["x-tierfall-tier"] == "two"
     await stack.stop_worker("one-0")
@@ -129,6 +131,8 @@ async def test_a_worker_reads_nothing_of_the_others(stack: Guarded) -> None:
         (subjects.chat("two"), ""),
         (subjects.chat("two"), "spies"),
         (subjects.control_of("vllm"), ""),
+        (subjects.direct_of("one", "vllm"), ""),
+        (subjects.direct_of("two", "*"), ""),
         (subjects.PRESENCE_ALL, ""),
         ("tierfall.>", ""),
         (">", ""),
@@ -151,7 +155,14 @@ async def test_a_machine_reads_nothing_of_the_others(tmp_path: Path) -> None:
         spy = await stack.user("worker-vllm@elsewhere")
         stolen: list[Message] = []
         worker = stack.workers["one-0"].id
-        forbidden = (subjects.control(worker), subjects.control_of("vllm", here), subjects.control_of("vllm"))
+        forbidden = (
+            subjects.control(worker),
+            subjects.control_of("vllm", here),
+            subjects.control_of("vllm"),
+            subjects.direct("one", worker),
+            subjects.direct_of("one", "vllm", here),
+            subjects.direct_of("one", "vllm"),
+        )
         for count, subject in enumerate(forbidden, start=1):
             await spy.subscribe(subject, stolen.append)
             await refused(spy, count)
@@ -163,6 +174,7 @@ async def test_a_machine_reads_nothing_of_the_others(tmp_path: Path) -> None:
         await spy.flush()
         assert stolen == []
         await spy.subscribe(subjects.control("vllm-elsewhere-0001"), stolen.append)
+        await spy.subscribe(subjects.direct("one", "vllm-elsewhere-0001"), stolen.append)
         await spy.flush()
         assert spy.counters.permission_violations == len(forbidden)
         assert stack.violations == 0
@@ -230,7 +242,7 @@ async def test_permissions_that_come_later_count(stack: Guarded) -> None:
     allowed = stack.nats.config.replace("chat.one workers", "chat.three workers")
     allowed = allowed.replace("chat.paid", "chat.four")
     assert "chat.three workers" in allowed
-    assert allowed.count("chat.four") == 3, "the user's permission, an export and an import"
+    assert allowed.count("chat.four") == 6, "both subjects: the user's permission, an export and an import"
     stack.nats.config = allowed
     stack.nats.reload()
     admin = await stack.user("admin")

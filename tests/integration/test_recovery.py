@@ -12,6 +12,7 @@ from fakes.stack import Stack
 if TYPE_CHECKING:
     import pytest
 
+    from tierfall.bus import Message
     from tierfall.bus.wire import Wire
 
 CONFIG = """
@@ -30,19 +31,20 @@ async def test_a_worker_that_is_back_later_is_not_given_up(monkeypatch: pytest.M
         lines = response.aiter_lines()
         seen = [await anext(lines)]
         bus, board = stack._buses["a-0"], stack.services.switchboard
-        dial, hear = bus._dialer.dial, board._on_no_responders
+        dial, hear, routes = bus._dialer.dial, board._on_lease_status, stack._bus._routes
+        leases = next(sid for sid, callback in routes.items() if callback == hear)
         refused: list[str] = []
 
         async def dial_late() -> Wire:
             await way_back.wait()
             return await dial()
 
-        def listen(token: str) -> None:
-            refused.append(token)
-            hear(token)
+        def listen(message: Message) -> None:
+            refused.append(message.subject)
+            hear(message)
 
         monkeypatch.setattr(bus._dialer, "dial", dial_late)
-        monkeypatch.setattr(board, "_on_no_responders", listen)
+        monkeypatch.setitem(routes, leases, listen)
         await stack.nats.restart()
         await until(lambda: refused)
         way_back.set()

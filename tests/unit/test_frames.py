@@ -60,7 +60,7 @@ def envelope() -> Envelope:
         backend_model="Qwen",
         answer_id="chatcmpl-r",
         created=1,
-        expires_at=2.5,
+        sent_at=2.5,
         signs_every_s=1.0,
         window=10,
         body_size=3,

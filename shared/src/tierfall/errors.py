@@ -36,7 +36,10 @@
     │  ├─ TierBusy                 429     rate_limit_error       tier_busy                busy
     │  ├─ Benched                  503     service_unavailable    benched                  next
     │  ├─ WorkerLost               502     upstream_error         worker_lost              retry
+    │  │  └─ Undelivered           503     service_unavailable    undelivered              retry
     │  ├─ BodyLost                 502     upstream_error         body_lost                retry
+    │  ├─ Unreadable               503     service_unavailable    unreadable               next
+    │  ├─ Stale                    503     service_unavailable    stale                    next
     │  ├─ FirstTokenDeadline       504     timeout_error          first_token_deadline     next
     │  ├─ IdleDeadline             504     timeout_error          idle_deadline            next
     │  ├─ TotalDeadline            504     timeout_error          total_deadline           next
@@ -414,6 +417,35 @@ class BodyLost(TierError):
     type = "upstream_error"
     code = "body_lost"
     escalate = Escalate.RETRY
+
+
+class Undelivered(WorkerLost):
+    """The bus failed before any worker said that it holds the request: that tells nothing of the tier."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "undelivered"
+
+
+class Unreadable(TierError):
+    """A worker of another version cannot read the request; another worker or tier may."""
+
+    status = 503
+    type = "service_unavailable"
+    code = "unreadable"
+    escalate = Escalate.NEXT
+
+
+class Stale(TierError):
+    """The request reached a worker so late that its ingress has probably given it up; it was not executed.
+
+    An ingress that still waits for it sends it once more (``fresh`` in the envelope).
+    """
+
+    status = 503
+    type = "service_unavailable"
+    code = "stale"
+    escalate = Escalate.NEXT
 
 
 class FirstTokenDeadline(TierError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import contextlib
 from typing import TYPE_CHECKING, Final
 
-from tierfall.errors import ClientGone, NoWorkers, TierBusy
+from tierfall.errors import BackendDown, ClientGone, NoWorkers, Stale, TierBusy, Undelivered, Unreadable
+from tierfall.protocol.age import clock
 from tierfall.protocol.envelope import Envelope
 from tierfall.protocol.presence import down
+from tierfall.timelimit import TimeLimit
 from tierfall_ingress.line import WINDOW_BYTES
-from tierfall_ingress.switchboard import ACCEPT_S, new_stream
+from tierfall_ingress.roster import SILENCE_S
+from tierfall_ingress.switchboard import new_stream
 
 if TYPE_CHECKING:
     from tierfall.protocol.envelope import Resume
@@ -19,6 +22,13 @@ if TYPE_CHECKING:
     from tierfall_ingress.line import Line
     from tierfall_ingress.services import Services
 
+ACCEPT_S: Final = 0.15
+"""How long a worker may take to say that it holds a request; then the tier's workers are pinged. With the
+time that they have to answer, a frozen worker costs a request 0.5 s."""
+OVERTAKEN_S: Final = 0.02
+"""How much later than its answer to a ping a worker's word may come for a request that it got before."""
+UNDELIVERED_S: Final = 2.0
+"""How long a request may have reached nobody, while NATS is too slow to say whether workers are there."""
 STRAGGLER_TRIES: Final = 16
 """How often a request that reached a worker just as it filled up is sent again at once. Hardly more workers
 than that fill up in the same moment, and each has left its queue group by the time it says so."""
@@ -59,7 +69,8 @@ class Admission:
         Raises:
             NoWorkers, BackendDown: There is nobody to take it.
             TierBusy: All slots are taken, and waiting is not allowed or was in vain.
-            WorkerLost: A worker got it and was not heard of again.
+            Unreadable: The tier's workers are of another version.
+            Undelivered: NATS does not carry it.
             BusDown: NATS is away.
         """
         room = self._services.rooms[rung.tier]
@@ -68,7 +79,7 @@ class Admission:
             line = await self._offer(rung)
             if line is not None:
                 return line
-            await self._check_alive(rung.tier)
+            await self._check_alive(rung.tier, last=last)
         patience = max(
             rung.model.when_full.seconds,
             LAST_TIER_PATIENCE_S if last else 0.0,
@@ -79,11 +90,11 @@ class Admission:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            return await self._wait(rung, patience, wakes)
+            return await self._wait(rung, patience, wakes, last=last)
         finally:
             self.waited_s += loop.time() - began
 
-    async def _wait(self, rung: Rung, patience_s: float, wakes: int) -> Line:
+    async def _wait(self, rung: Rung, patience_s: float, wakes: int, *, last: bool) -> Line:
         loop = asyncio.get_running_loop()
         room = self._services.rooms[rung.tier]
         until = loop.time() + patience_s
@@ -95,26 +106,66 @@ class Admission:
                     if line is not None:
                         ticket.served = True
                         return line
-                await self._check_alive(rung.tier)
+                await self._check_alive(rung.tier, last=last)
         raise TierBusy(
             f"every slot of tier {rung.tier!r} was taken for {patience_s:g} s", retry_after=room.retry_after_s
         )
 
     async def _offer(self, rung: Rung) -> Line | None:
         """Publishes the request; None when no worker of the tier is free to take it."""
+        roster, tier = self._services.roster, rung.tier
         for _ in range(STRAGGLER_TRIES):
-            line = await self._publish(rung)
+            if not (roster.has_workers(tier) or self._services.recovering_s):
+                return None
+            if roster.must_detour(tier):
+                return await self._offer_to_each(rung)
             try:
-                await self._accepted(line)
+                if line := await self._send(rung):
+                    return line
             except NoWorkers:
                 return None
             except TierBusy:
-                continue  # it was just leaving the queue group: the next try goes elsewhere
-            else:
-                return line
+                pass  # it was just leaving the queue group: the next try goes elsewhere
+            except Unreadable:
+                return await self._offer_to_each(rung)  # while a tier is upgraded, some of its workers can
         return None
 
-    async def _publish(self, rung: Rung) -> Line:
+    async def _offer_to_each(self, rung: Rung) -> Line | None:
+        """As :meth:`_offer`, past the queue group: not each of its members may be of use.
+
+        Raises:
+            Unreadable: No worker can read it.
+        """
+        workers = self._services.roster.by_room(rung.tier)[:STRAGGLER_TRIES]
+        unsubscribed, unread, reason = 0, 0, ""
+        for worker in workers:
+            try:
+                if line := await self._send(rung, worker):
+                    return line
+            except NoWorkers:
+                unsubscribed += 1
+            except (TierBusy, BackendDown):
+                pass
+            except Unreadable as error:
+                unread, reason = unread + 1, error.message
+        if workers and unread == len(workers):
+            raise Unreadable(reason)
+        if workers and unsubscribed == len(workers):
+            # Their NATS users may not subscribe to these subjects: they are from before there were any.
+            with contextlib.suppress(NoWorkers, TierBusy):
+                return await self._send(rung)
+        return None
+
+    async def _send(self, rung: Rung, worker: str = "") -> Line | None:
+        """Sends the request once, to this worker or to the queue group; None if nothing was heard of it."""
+        try:
+            line = await self._publish(rung, worker)
+            return line if await self._accepted(line) else None
+        except Stale:
+            line = await self._publish(rung, worker, fresh=True)
+            return line if await self._accepted(line) else None
+
+    async def _publish(self, rung: Rung, worker: str, *, fresh: bool = False) -> Line:
         await self._services.bus_ready(BUS_PATIENCE_S)
         self._attempts += 1
         ask = self._ask
@@ -131,7 +182,8 @@ class Admission:
             created=self._created,
             streaming=ask.streaming,
             include_usage=ask.include_usage,
-            expires_at=time.time() + ACCEPT_S,
+            sent_at=clock(),
+            fresh=fresh,
             signs_every_s=min(SIGNS_EVERY_S, rung.model.deadlines.idle / 4),
             window=WINDOW_BYTES,
             body_size=len(ask.body),
@@ -139,23 +191,78 @@ class Admission:
             traceparent=self.traceparent,
             resume=self.resume,
         )
-        return self._services.switchboard.open(rung.tier, envelope, ask.body)
+        return self._services.switchboard.open(rung.tier, envelope, ask.body, worker)
 
-    async def _accepted(self, line: Line) -> None:
+    async def _accepted(self, line: Line) -> bool:
+        """Whether a worker holds it; False when one got it that does not answer, and it is to be sent again.
+
+        Raises:
+            TierfallError: NATS or a worker turned it down.
+        """
+        overdue = False
         try:
-            while not line.accepted:
-                line.check()
-                await line.changed()
+            with TimeLimit(line.loop, ACCEPT_S):
+                await self._word(line)
+        except TimeoutError:
+            overdue = True
         except asyncio.CancelledError:
             line.fail(ClientGone("the request was given up"))
             raise
+        return not overdue or await self._look_into(line)
 
-    async def _check_alive(self, tier: str) -> None:
-        """Nobody took it: raises unless that is because everybody is busy."""
-        standing = await self._services.roster.confirm(tier)
+    async def _look_into(self, line: Line) -> bool:
+        """As :meth:`_accepted`, once a request is overdue: finds out which worker does not answer."""
+        roster, tier = self._services.roster, line.tier
+        try:
+            while line.loop.time() - line.opened_at < UNDELIVERED_S:
+                pings = roster.inquire(tier)
+                pings.add_done_callback(lambda _: line.nudge())
+                await self._word(line, pings)
+                known = pings.done() and not pings.cancelled() and pings.result()
+                if not (roster.has_workers(tier) or self._services.recovering_s):
+                    known = True
+                left_s = line.opened_at + ACCEPT_S + SILENCE_S - line.loop.time()
+                patience = max(left_s, OVERTAKEN_S if known else ACCEPT_S)
+                with contextlib.suppress(TimeoutError), TimeLimit(line.loop, patience):
+                    await self._word(line)
+                if line.accepted:
+                    return True
+                if known:
+                    if roster.has_workers(tier):
+                        # Those that answer do not have it: it went to a dead member of the queue group.
+                        roster.detour(tier)
+                    line.fail(Undelivered(f"a worker of tier {tier!r} got it that does not answer"))
+                    return False
+        except asyncio.CancelledError:
+            line.fail(ClientGone("the request was given up"))
+            raise
+        line.fail(Undelivered(f"nothing was heard of the request for {UNDELIVERED_S:g} s: NATS is slow"))
+        line.check()
+        return False
+
+    async def _word(self, line: Line, pings: asyncio.Task[bool] | None = None) -> None:
+        """Returns once a worker holds it, or the pings are over.
+
+        Raises:
+            TierfallError: NATS or a worker turned it down.
+        """
+        while not (line.accepted or (pings is not None and pings.done())):
+            line.check()
+            await line.changed()
+
+    async def _check_alive(self, tier: str, *, last: bool) -> None:
+        """Nobody took it: raises unless that is because everybody is busy.
+
+        On the last tier a worker that was there a moment ago is waited for: it may only have been held up.
+        """
+        roster = self._services.roster
+        standing = await roster.confirm(tier)
         if standing.state == "no_workers":
-            if self._services.recovering_s:
+            if self._services.recovering_s or (last and roster.may_come_back(tier)):
                 return
-            raise NoWorkers(f"no worker serves tier {tier!r}")
+            silent = roster.may_come_back(tier)
+            raise NoWorkers(
+                f"tier {tier!r}: {standing.reason}" if silent else f"no worker serves tier {tier!r}"
+            )
         if standing.state != "up":
             raise down(tier, standing.state, standing.said)

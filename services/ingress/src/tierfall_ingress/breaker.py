@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Final
 
-from tierfall.errors import BackendFault, FirstTokenDeadline, TierfallError, TotalDeadline
+from tierfall.errors import (
+    BackendFault,
+    FirstTokenDeadline,
+    TierfallError,
+    TotalDeadline,
+    Undelivered,
+    WorkerLost,
+)
 
 MISSES: Final = 3
 """Attempts in a row without output after which a tier is benched."""
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 5.0
 """A tier that recovers is noticed within this and one request."""
-_COUNTED: Final = (BackendFault, FirstTokenDeadline, TotalDeadline)
+TOGETHER_S: Final = 1.0
+"""A worker's requests are lost together: further ones within this time are the same miss."""
+_COUNTED: Final = (BackendFault, FirstTokenDeadline, TotalDeadline, WorkerLost)
 
 
 class Breaker:
@@ -26,6 +35,7 @@ class Breaker:
         self._pause_s = FIRST_PAUSE_S
         self._probe_at = 0.0
         self._probing = False
+        self._lost_at = float("-inf")
 
     @property
     def is_open(self) -> bool:
@@ -50,6 +60,10 @@ class Breaker:
 
     def failed(self, error: TierfallError, now: float) -> None:
         """An attempt ended without output; what is no fault of the backend is not counted."""
+        if isinstance(error, WorkerLost):
+            if isinstance(error, Undelivered) or now - self._lost_at < TOGETHER_S:
+                return
+            self._lost_at = now
         if isinstance(error, _COUNTED):
             self._misses += 1
             if self.is_open:

@@ -147,6 +147,7 @@ def tier_report(services: Services, name: str) -> dict[str, Any]:
                 "in_flight": beat.in_flight,
                 "state": beat.backend,
                 "reason": beat.reason,
+                "clock_ahead_s": _rounded(services.roster.skews.ahead_s(beat.worker)),
                 "models": list(beat.models),
                 "engine": beat.engine,
                 "advice": advice(beat.engine),
@@ -154,3 +155,7 @@ def tier_report(services: Services, name: str) -> dict[str, Any]:
             for beat in standing.workers
         ],
     }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)

@@ -152,6 +152,10 @@ class Line:
         if self.error is not None:
             raise self.error.detached()
 
+    def nudge(self) -> None:
+        """Wakes the reader, to look at something else."""
+        self._wake()
+
     def no_responders(self) -> None:
         """NATS says that nobody is in the tier's queue group."""
         self._finish(NoWorkers("no worker took the request"))
@@ -203,6 +207,11 @@ class Line:
                 raise defect
             finally:
                 del defect  # its traceback holds this frame
+
+    @property
+    def began(self) -> bool:
+        """Whether any byte of the answer has come."""
+        return bool(self._taken or self._chunks or self._parts)
 
     @property
     def readable(self) -> bool:

@@ -51,7 +51,7 @@ class Services:
         self.meters = meters
         self.tracer = tracer
         self.roster = Roster(bus, self._on_slot, self._on_idle)
-        self.switchboard = Switchboard(bus, self.roster.drop)
+        self.switchboard = Switchboard(bus, self.roster.drop, self.roster.is_away)
         self.rooms: dict[str, WaitingRoom] = {}
         self.breakers: dict[str, Breaker] = {}
         self.stored: StoredKeys | None = None

@@ -73,6 +73,14 @@ class StandingsCollector(Collector):
             "Slots of the tier that are taken, by this ingress's requests and others'.",
             ((tier, sum(beat.in_flight for beat in up[tier])) for tier in tiers),
         )
+        yield tier_gauge(
+            "tierfall_tier_clock_skew_seconds",
+            "How far the clock of the tier's worker that differs most is ahead of this ingress's.",
+            (
+                (tier, services.roster.skews.largest(beat.worker for beat in standings[tier].workers))
+                for tier in tiers
+            ),
+        )
         yield self._deployments()
 
     def _deployments(self) -> Metric:

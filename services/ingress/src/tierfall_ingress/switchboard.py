@@ -16,7 +16,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from tierfall.bus.throttle import Throttle
-from tierfall.errors import WorkerLost
+from tierfall.errors import Undelivered, WorkerLost
 from tierfall.protocol import subjects
 from tierfall.protocol.envelope import pack
 from tierfall.protocol.frames import FrameError, Kind, decode, encode
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from tierfall.protocol.frames import Frame
 
 LEASE_EVERY_S: Final = 0.5
-ACCEPT_S: Final = 2.0
-"""How long a worker may take to say that it holds a request; looked at each time that leases are renewed."""
 FIRST_PART_BYTES: Final = 128 * 1024
 """What of a body travels with the envelope; the rest follows by the worker's credit."""
 PART_BYTES: Final = 512 * 1024
@@ -55,11 +53,15 @@ class Switchboard:
     Args:
         bus: What carries them.
         on_lost: Called with the id of a worker that turned out to be gone.
+        is_away: Whether the worker of that id, last heard at that loop time, has been silent for too long.
     """
 
-    def __init__(self, bus: Bus, on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self, bus: Bus, on_lost: Callable[[str], None], is_away: Callable[[str, float], bool]
+    ) -> None:
         self._bus = bus
         self._on_lost = on_lost
+        self._is_away = is_away
         self.loop = asyncio.get_running_loop()
         self._base = bus.reply_inbox()
         self._unknown_to = f"{self._base}.unknown".encode()
@@ -100,8 +102,14 @@ class Switchboard:
         """How much of a body travels in one message behind the first."""
         return min(PART_BYTES, self._bus.max_payload - ENVELOPE_RESERVE_BYTES)
 
-    def open(self, tier: str, envelope: Envelope, body: bytes) -> Line:
+    def open(self, tier: str, envelope: Envelope, body: bytes, worker: str = "") -> Line:
         """Publishes one attempt on its tier.
+
+        Args:
+            tier: Its name.
+            envelope: The attempt's.
+            body: The whole request body.
+            worker: Who is to take it; whom NATS chooses from the queue group when empty.
 
         Raises:
             BusDown: There is no connection to NATS now.
@@ -109,7 +117,8 @@ class Switchboard:
         first = min(FIRST_PART_BYTES, self.part_bytes)
         line = Line(self, self._bus, envelope.stream, tier, body, sent_bytes=first)
         message = pack(envelope, body[:first])
-        self._bus.publish(subjects.chat(tier), message, reply=f"{self._base}.{envelope.stream:016x}")
+        subject = subjects.direct(tier, worker) if worker else subjects.chat(tier)
+        self._bus.publish(subject, message, reply=f"{self._base}.{envelope.stream:016x}")
         self._lines[envelope.stream] = line
         return line
 
@@ -170,13 +179,13 @@ class Switchboard:
             self._recovered_at = self.loop.time() + RECOVERY_S
         else:
             for line in [line for line in self._lines.values() if not line.accepted]:
-                line.fail(WorkerLost("the connection to NATS was lost before a worker accepted"))
+                line.fail(Undelivered("the connection to NATS was lost before a worker accepted"))
 
     async def _renew_leases(self) -> None:
         while True:
             await asyncio.sleep(LEASE_EVERY_S)
             if self._bus.connected:
-                self._fail_unaccepted()
+                self._fail_unheard()
                 self._send_leases()
 
     def _send_leases(self) -> None:
@@ -189,7 +198,13 @@ class Switchboard:
             reply = f"{self._leases}.{worker}"
             self._bus.publish(subjects.control(worker), b"".join(frames), reply=reply)
 
-    def _fail_unaccepted(self) -> None:
-        limit = self.loop.time() - ACCEPT_S
-        for line in [line for line in self._lines.values() if not line.accepted and line.opened_at < limit]:
-            line.fail(WorkerLost(f"no worker of tier {line.tier!r} accepted within {ACCEPT_S:g} s"))
+    def _fail_unheard(self) -> None:
+        """Ends lines whose worker has fallen silent before the answer began: another worker can do them.
+
+        Others are left to the idle clock: the worker may only have been frozen for a moment.
+        """
+        if self.loop.time() < self._recovered_at:
+            return
+        for line in list(self._lines.values()):
+            if line.accepted and not line.began and self._is_away(line.worker, line.accepted_at):
+                line.fail(WorkerLost(f"worker {line.worker} does not answer any more"))

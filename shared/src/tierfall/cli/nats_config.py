@@ -255,6 +255,7 @@ def _worker(name: str, key: str, config: Config | None, replies: Iterable[str]) 
         ),
         subscribe=(
             *(f"{subjects.chat(tier)} {subjects.QUEUE_GROUP}" for tier in tiers),
+            *(subjects.direct_of(tier, kind, machine or "*") for tier in tiers),
             subjects.control_of(kind, machine or "*"),
             # Verb by verb: where a list allows `$SRV.*`, nats-server also allows to subscribe to `$SRV.>`.
             *(f"{DISCOVERY}.{verb}{name}" for verb in VERBS for name in ("", f".{service}", f".{service}.*")),

@@ -27,9 +27,10 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a worker has to know besides the raw body.
 
-    ``expires_at`` is wall-clock time: a worker refuses a request that NATS delivered after its deadline (it
-    can lie in a client's buffer while the server is away). ``body_size`` says how many bytes the body has in
-    all: what is missing here follows as BODY frames on the worker's control subject, by BODY_CREDIT.
+    ``sent_at`` is the ingress's own clock, never the time of day: a worker compares it with ``sent_at`` of
+    other requests from the same ingress, to find those that NATS delivered late (a request can lie in a
+    buffer while the server or the worker is frozen). ``body_size`` says how many bytes the body has in all:
+    what is missing here follows as BODY frames on the worker's control subject, by BODY_CREDIT.
     """
 
     stream: int
@@ -53,8 +54,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether the client wants SSE; otherwise the worker assembles one JSON body."""
     include_usage: bool = False
     """Whether the client wants the usage chunk."""
-    expires_at: float
-    """Unix seconds after which nobody waits for this attempt's first output."""
+    sent_at: float
+    """Seconds on the clock of :func:`tierfall.protocol.age.clock`, in the ingress."""
+    fresh: bool = False
+    """The ingress has just sent it again because a worker found it late: it must not be judged once more."""
     signs_every_s: float
     """How often a worker that assembles the answer has to say that it grows: well within the idle clock."""
     window: int

@@ -12,6 +12,9 @@ BEAT_EVERY_S: Final = 1.0
 BEAT_STALE_S: Final = 3.5
 """A worker that was silent for longer is taken for gone: three lost beats and some jitter."""
 
+CLOCK_SKEW_S: Final = 2.0
+"""Clocks of two machines that differ by more are reported. No request depends on them."""
+
 RECOVERY_S: Final = 2.0
 """After NATS comes back, how long the others may take to come back too: they try at least each second."""
 
@@ -37,6 +40,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     draining: bool = False
     gone: bool = False
     """The last beat of a worker that leaves in good order."""
+    time: float = 0.0
+    """Unix seconds on the worker's machine, so that an ingress can name clocks that differ; 0 is unknown."""
     models: tuple[str, ...] = ()
     """What the backend says it serves, in its own names."""
     engine: str = ""

@@ -37,15 +37,30 @@ def machine_of(hostname: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", hostname.lower()).strip("-")[:LONGEST_MACHINE] or "host"
 
 
+def direct(tier: str, worker: str) -> str:
+    """Requests for one worker of a tier, while the queue group may have members that do not answer."""
+    return f"{chat(tier)}.{_place(worker)}"
+
+
+def direct_of(tier: str, kind: str, machine: str = "*") -> str:
+    """Every :func:`direct` of one kind of worker, on one machine or on all."""
+    return f"{chat(tier)}.{kind}.{machine}.*"
+
+
 @functools.lru_cache(KNOWN_WORKERS)
 def control(worker: str) -> str:
-    """Leases, credits, cancels and further body parts, from the ingress to one worker process.
+    """Leases, credits, cancels and further body parts, from the ingress to one worker process."""
+    return f"{PREFIX}.ctl.{_place(worker)}"
 
-    A worker's id is ``<kind>-<machine>-<number>``. Kind and machine are tokens of their own here: permissions
-    are written by token, so that a worker can be kept from the body parts of other kinds and machines.
+
+def _place(worker: str) -> str:
+    """A worker's id, behind its kind and its machine as tokens of their own.
+
+    The id is ``<kind>-<machine>-<number>``. Permissions are written by token, so that a worker can be kept
+    from what is sent to other kinds and machines.
     """
     kind, _, rest = worker.partition("-")
-    return f"{PREFIX}.ctl.{kind}.{rest.rpartition('-')[0] or rest or kind}.{worker}"
+    return f"{kind}.{rest.rpartition('-')[0] or rest or kind}.{worker}"
 
 
 def control_of(kind: str, machine: str = "*") -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tierfall import __version__
 from tierfall.errors import BackendFault
 from tierfall.protocol import subjects
+from tierfall.protocol.age import Ages
 from tierfall.protocol.failure import pack_failure
 from tierfall.protocol.frames import FrameError, Kind, decode, encode
 from tierfall.telemetry import OFF
@@ -83,6 +84,7 @@ class WorkerProcess:
         self._outbox = Outbox(bus)
         self._jobs: dict[int, Job] = {}
         self._intake = BodyIntake()
+        self._ages = Ages()
         self._stations: dict[str, tuple[object, Station]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._applying = asyncio.Lock()
@@ -164,6 +166,7 @@ class WorkerProcess:
             outbox=self._outbox,
             jobs=self._jobs,
             intake=self._intake,
+            ages=self._ages,
             meters=self.meters,
             tracer=self._tracer,
         )

@@ -9,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tierfall.engines import advice
-from tierfall.errors import BackendDown, ProviderRefused, TierBusy, TierfallError
+from tierfall.errors import BackendDown, ProviderRefused, Stale, TierBusy, TierfallError, Unreadable
 from tierfall.protocol import subjects
+from tierfall.protocol.age import LATE_S
 from tierfall.protocol.envelope import unpack
 from tierfall.protocol.failure import pack_failure
-from tierfall.protocol.frames import FrameError, Kind, encode
+from tierfall.protocol.frames import STREAM_LIMIT, FrameError, Kind, encode
 from tierfall.protocol.presence import BEAT_EVERY_S, Beat, down, pack_beat
 from tierfall.redact import redactor_of
 from tierfall.worker.backend import Health
@@ -25,6 +26,7 @@ from tierfall.worker.tracing import TierTrace
 if TYPE_CHECKING:
     from tierfall.bus import Bus, Message, Subscription
     from tierfall.config import Tier
+    from tierfall.protocol.age import Ages
     from tierfall.protocol.envelope import Envelope
     from tierfall.telemetry import Tracer
     from tierfall.worker.backend import Backend
@@ -36,8 +38,6 @@ PROBE_EVERY_S: Final = 1.0
 PROBE_TIMEOUT_S: Final = 5.0
 LINE_LASTS_S: Final = 10.0
 """How long after a worker was last full requests may be waiting for its slots; its beats tell the rest."""
-CLOCK_SKEW_S: Final = 2.0
-"""How far two machines' clocks may be apart before a late request is refused that was not late."""
 
 _log: Final = logging.getLogger("tierfall.worker")
 
@@ -52,6 +52,7 @@ class Station:
         worker: The process's id.
         jobs: The process's running jobs by stream, where control frames find them.
         intake: The process's.
+        ages: The process's.
         meters: The process's.
         tracer: The process's.
     """
@@ -67,6 +68,7 @@ class Station:
         outbox: Outbox,
         jobs: dict[int, Job],
         intake: BodyIntake,
+        ages: Ages,
         meters: Meters,
         tracer: Tracer,
     ) -> None:
@@ -80,6 +82,7 @@ class Station:
         self._outbox = outbox
         self._jobs = jobs
         self._intake = intake
+        self._ages = ages
         self._meters = meters
         self._trace = TierTrace(tracer, name, tier, worker, backend.base_url)
         self._redactor = redactor_of(tier)
@@ -94,7 +97,8 @@ class Station:
         self._idle = asyncio.Event()
         self._idle.set()
         self._subscription: Subscription | None = None
-        self._tending: asyncio.Task[None] | None = None
+        self._direct: Subscription | None = None
+        self._tending: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Opens the backend, joins the queue group if its first probe is good, and begins to beat."""
@@ -102,8 +106,12 @@ class Station:
         subject = subjects.chat(self.name)
         await self._probe()
         self._subscription = await self._bus.subscribe(subject, self._on_request, queue=subjects.QUEUE_GROUP)
+        self._direct = await self._bus.subscribe(subjects.direct(self.name, self._worker), self._on_request)
         self._settle()
-        self._tending = asyncio.create_task(self._tend(), name=f"station {self.name}")
+        self._tending = [
+            asyncio.create_task(self._keep_beating(), name=f"beats of station {self.name}"),
+            asyncio.create_task(self._keep_probing(), name=f"probes of station {self.name}"),
+        ]
 
     async def drain(self, timeout_s: float) -> None:
         """Leaves the queue group, lets what is in flight finish and be sent, and says goodbye.
@@ -121,10 +129,11 @@ class Station:
             _log.warning(
                 "tier %s: %d requests did not finish in %.0f s", self.name, len(self._unsent), timeout_s
             )
-        if self._tending is not None:
-            self._tending.cancel()
-        if self._subscription is not None:
-            await self._subscription.close()
+        for task in self._tending:
+            task.cancel()
+        for subscription in (self._subscription, self._direct):
+            if subscription is not None:
+                await subscription.close()
         self.beat(gone=True)
         await self._backend.close()
 
@@ -142,22 +151,34 @@ class Station:
         try:
             envelope, part = unpack(message.data)
         except FrameError as error:
-            _log.warning("tier %s: dropped a message that is no request: %s", self.name, error)
-            return
-        if envelope.expires_at + CLOCK_SKEW_S < time.time():
-            _log.info("tier %s: dropped request %s, delivered too late", self.name, envelope.request_id)
+            _log.warning("tier %s: a message is no request that this worker can read: %s", self.name, error)
+            self._refuse_unread(message.reply, error)
             return
         if not message.reply or envelope.stream in self._jobs:
             _log.warning("tier %s: dropped a request that is held already or wants no answer", self.name)
             return
-        refusal = self._refusal()
+        late_s = self._ages.age(message.reply.rpartition(".")[0], envelope.sent_at, fresh=envelope.fresh)
+        refusal = self._refusal(late_s)
         if refusal is not None:
             self._bus.publish(message.reply, encode(Kind.ERROR, envelope.stream, 0, pack_failure(refusal)))
             return
         self._admit(envelope, part, message.reply)
 
-    def _refusal(self) -> TierfallError | None:
-        """Why a straggler, delivered while this worker was leaving the group, is sent back."""
+    def _refuse_unread(self, reply_to: str, error: FrameError) -> None:
+        """Answers an ingress of another version at once; the reply subject ends in the stream's id."""
+        try:
+            stream = int(reply_to.rpartition(".")[2], 16)
+        except ValueError:
+            return
+        if 0 <= stream < STREAM_LIMIT and self._bus.connected:
+            refusal = Unreadable(f"worker {self._worker} is of another version than its ingress: {error}")
+            self._bus.publish(reply_to, encode(Kind.ERROR, stream, 0, pack_failure(refusal)))
+
+    def _refusal(self, late_s: float) -> TierfallError | None:
+        """Why a request is sent back: it is late, or came while this worker was leaving the group."""
+        if late_s > LATE_S:
+            _log.info("tier %s: refused a request that came %.1f s late", self.name, late_s)
+            return Stale(f"the request came {late_s:.1f} s late to worker {self._worker}")
         if self._health.state != "up":
             return down(self.name, self._health.state, self._said)
         if self._draining or self.in_flight >= self._tier.max_in_flight:
@@ -220,6 +241,8 @@ class Station:
         subscription = self._subscription
         if subscription is None:
             return
+        if self._draining and self._direct is not None:
+            self._direct.leave()  # a changed tier's new station takes over
         able = not self._draining and self._health.state == "up" and self.in_flight < self._tier.max_in_flight
         if able:
             subscription.join()
@@ -237,10 +260,15 @@ class Station:
         if joined and self._bus.connected and self._loop.time() - self._full_at < LINE_LASTS_S:
             self._bus.publish(subjects.slot(self.name), self._worker.encode())
 
-    async def _tend(self) -> None:
+    async def _keep_beating(self) -> None:
+        """Beats however long a probe takes: a worker without beats gets no requests."""
         while True:
             self.beat()
-            await asyncio.sleep(min(PROBE_EVERY_S, BEAT_EVERY_S))
+            await asyncio.sleep(BEAT_EVERY_S)
+
+    async def _keep_probing(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
             await self._probe()
             self._settle()
 
@@ -289,5 +317,6 @@ class Station:
             gone=gone,
             models=self._health.models,
             engine=self._health.engine,
+            time=time.time(),
         )
         self._bus.publish(subjects.presence(self.name, self._worker), pack_beat(beat))

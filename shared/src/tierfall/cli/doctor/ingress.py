@@ -13,6 +13,7 @@ from tierfall.cli.doctor import nats, tiers
 from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.cli.doctor.http import Answer, Unreachable, ask
 from tierfall.cli.up.report import base_url
+from tierfall.protocol.presence import CLOCK_SKEW_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -125,6 +126,9 @@ class Ingress:
                 yield Finding(Level.FAIL, f"tier {name}", text, f"curl {self.url}/health")
             if not beats:  # else the workers themselves have said it
                 yield from tiers.engines(name, _engines(tier))
+            for worker in tier.get("workers", ()):
+                if abs(ahead_s := worker.get("clock_ahead_s") or 0.0) > CLOCK_SKEW_S:
+                    yield nats.compared("the ingress's", ahead_s, f"{worker['worker']} is ")
 
     def _absent(self, reason: str) -> Finding:
         command = f"tierfall-ingress --config {shlex.quote(str(self._path))}"

@@ -18,6 +18,7 @@ from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.config import EMBEDDED
 from tierfall.config.check import is_loopback
 from tierfall.errors import BusDown, BusUnfit
+from tierfall.protocol.presence import CLOCK_SKEW_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 GREETING_S: Final = 2.0
 CONNECT_S: Final = 4.0
 ASK_S: Final = 1.0
-CLOCK_SKEW_S: Final = 2.0
-"""What the worker runtime tolerates: a request that looks older than its deadline by more is dropped."""
 SMALL_PAYLOAD_BYTES: Final = 128 * 1024
 BYTES_PER_MIB: Final = 1024 * 1024
 DEFAULT_PORT: Final = 4222
@@ -84,12 +83,12 @@ async def clock(bus: Bus) -> Finding:
     return compared("the NATS server's", (asked_at + time.time()) / 2 - server_s)
 
 
-def compared(whose: str, ahead_s: float) -> Finding:
-    """What it means that this machine's clock is ``ahead_s`` seconds before another one's."""
+def compared(whose: str, ahead_s: float, of: str = "") -> Finding:
+    """What it means that a clock, usually this machine's, is ``ahead_s`` seconds ahead of another one."""
     if abs(ahead_s) < CLOCK_SKEW_S:
-        return Finding(Level.OK, "clock", f"within {CLOCK_SKEW_S:g} s of {whose}")
+        return Finding(Level.OK, "clock", f"{of}within {CLOCK_SKEW_S:g} s of {whose}")
     way = "ahead of" if ahead_s > 0 else "behind"
-    text = f"{abs(ahead_s):.0f} s {way} {whose}: workers whose clock is ahead drop requests as too late"
+    text = f"{of}{abs(ahead_s):.0f} s {way} {whose}: logs do not match, and certificates may look expired"
     return Finding(Level.WARN, "clock", text, _SYNC_CLOCK)
 
 

@@ -13,6 +13,7 @@ from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.cli.doctor.http import Unreachable, ask
 from tierfall.errors import NoWorkers, TierfallError, UnsupportedOperation
 from tierfall.protocol import subjects
+from tierfall.protocol.age import clock
 from tierfall.protocol.envelope import Envelope, pack
 from tierfall.protocol.failure import unpack_failure
 from tierfall.protocol.frames import Frame, FrameError, Kind, decode, encode
@@ -145,7 +146,8 @@ class _Attempt:
             answer_id="chatcmpl-doctor",
             created=int(time.time()),
             streaming=operation is Operation.CHAT,
-            expires_at=time.time() + wait_s,
+            sent_at=clock(),
+            fresh=True,
             signs_every_s=wait_s,
             window=WINDOW_BYTES,
             body_size=len(self._body),
