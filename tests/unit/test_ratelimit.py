@@ -123,6 +123,12 @@ def test_embeddings_have_no_answer() -> None:
     assert estimate(parse_ask(body, Operation.COMPLETIONS)) == Estimate(-(-len(body) // 4), 120, told=True)
 
 
+def test_only_a_chat_has_media() -> None:
+    """What a completion calls messages is read by no backend, and may be anything."""
+    body = msgspec.json.encode({"model": "m", "prompt": "x", "file": 1, "messages": [1]})
+    assert estimate(parse_ask(body, Operation.COMPLETIONS)).prompt == -(-len(body) // 4)
+
+
 def test_media_have_a_flat_rate() -> None:
     """A megabyte of base64 is not a quarter of a million tokens."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1_000_000}}

@@ -79,7 +79,7 @@ def _steps(ask: Ask) -> Generator[None, None, Estimate]:
     members = _members.decode(body)
     limit.refuse_uncounted(members, ask.max_tokens)
     size = len(body)
-    for mark in _MEDIA:
+    for mark in _MEDIA if ask.operation is Operation.CHAT else ():  # a completion's messages may be anything
         yield
         if mark in body:
             yield
