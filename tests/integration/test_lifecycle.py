@@ -12,6 +12,7 @@ import pytest
 
 from fakes.nats_server import NatsServer
 from fakes.polling import until
+from fakes.raw_client import RawClient, chat_request
 from fakes.scripted import ScriptedBackend, chunk, says
 from fakes.stack import ASK, Stack
 from tierfall.bus import Bus, BusOptions
@@ -338,6 +339,18 @@ async def test_reload_changes_the_next_request(stack: Stack, backend: ScriptedBa
     assert (await stack.chat(model="renamed")).status_code == 200
     release.set()
     assert (await held).json()["model"] == "first"
+
+
+async def test_reload_while_a_body_comes_changes_nothing_for_it(stack: Stack) -> None:
+    """A request lives by the config that it began with, though its model is gone once its body is there."""
+    request = chat_request(ASK)
+    async with RawClient(stack.url) as client:
+        await client.send(request[:-1])
+        await until(lambda: stack.services.meters.in_flight == 1)
+        stack.services.apply(stack.parse(CONFIG.replace("first:", "renamed:")))
+        await client.send(request[-1:])
+        answer = await client.answer()
+    assert (answer.status, answer.json["model"]) == (200, "first")
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,11 @@ class Exchange:
             self._report(status, failure)
 
     async def _run(self) -> None:
-        ask, ladder = await self._read()
+        config = self._services.config
+        ask, ladder = await self._read(config)
         if self._caller.allowance is not None:
-            services = self._services
             allowance = self._caller.allowance
-            self._charge = await services.cashier.open(allowance, ask, services.config, ladder.names)
+            self._charge = await self._services.cashier.open(allowance, ask, config, ladder.names)
             await self._charge.reserve()
         try:
             self._answer, first = await ladder.climb()
@@ -148,11 +148,10 @@ class Exchange:
             if self._answer is not None:
                 self._answer.close()
 
-    async def _read(self) -> tuple[Ask, Ladder]:
+    async def _read(self, config: Config) -> tuple[Ask, Ladder]:
         if self._method != "POST":
             raise MethodNotAllowed(f"{self._method} is not allowed here; use POST")
         services = self._services
-        config = services.config
         self._caller = services.keys.caller(_text(self._headers.get(b"authorization")))
         body = await read_body(self._headers, self._receive, config.server.max_body, self._share)
         self._read_whole = True
@@ -162,7 +161,9 @@ class Exchange:
         if ask.model not in config.models:
             raise unknown_model(ask.model, config, self._caller)
         self._caller.check(ask.model)
-        ladder = self._ladder = Ladder(services, ask, self._caller, request_id=self.id, span=self._span)
+        ladder = self._ladder = Ladder(
+            services, config, ask, self._caller, request_id=self.id, span=self._span
+        )
         return ask, ladder
 
     def _hang_up(self) -> None:

@@ -23,7 +23,7 @@ from tierfall_ingress.tracing import OK, UNTRACED, begin_attempt
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
-    from tierfall.config import Model
+    from tierfall.config import Config, Model
     from tierfall.protocol.envelope import Ending, Resume
     from tierfall.telemetry import Span
     from tierfall_ingress.ask import Ask
@@ -148,6 +148,7 @@ class Ladder:
 
     Args:
         services: The gateway's.
+        config: The one that the request began with.
         ask: The request.
         caller: Whose it is.
         request_id: For logs and the answer's id.
@@ -155,10 +156,17 @@ class Ladder:
     """
 
     def __init__(
-        self, services: Services, ask: Ask, caller: Caller, *, request_id: str, span: Span = NO_SPAN
+        self,
+        services: Services,
+        config: Config,
+        ask: Ask,
+        caller: Caller,
+        *,
+        request_id: str,
+        span: Span = NO_SPAN,
     ) -> None:
         self._services = services
-        self._config = services.config
+        self._config = config
         self._loop = asyncio.get_running_loop()
         self._ask = ask
         self._began = self._loop.time()
