@@ -46,9 +46,9 @@ COST = 3 * 10 + 2 * 20
 class Limited(Stack):
     """A gateway with JetStream and two scripted tiers."""
 
-    def __init__(self, nats: NatsServer) -> None:
+    def __init__(self, nats: NatsServer, text: str = TEXT) -> None:
         self.one, self.two = ScriptedBackend(), ScriptedBackend()
-        super().__init__(TEXT, {"one": self.one, "two": self.two}, nats=nats)
+        super().__init__(text, {"one": self.one, "two": self.two}, nats=nats)
 
     async def ask(self, key: str, **fields: Any) -> httpx.Response:
         """One request with a key."""
@@ -233,6 +233,25 @@ async def test_a_client_that_hangs_up_pays_for_what_it_got(stack: Limited) -> No
     await until(lambda: not stack.services.switchboard.counts._open)
     used = await stack.used("tokens", Metric.TOKENS)
     assert 5 + 20 <= used <= 5 + 30
+
+
+async def test_a_client_that_leaves_the_line_pays_nothing() -> None:
+    """No worker had its request: it counts as one, and no token was generated."""
+    text = TEXT.replace("/v1'}", "/v1', max_in_flight: 1}").replace(", fallbacks: [second]", "")
+    nats = NatsServer(jetstream=True)
+    async with nats, Limited(nats, text) as stack:
+        go_on = asyncio.Event()
+        stack.one.scripts.append([go_on, *says("x")])
+        held = asyncio.create_task(stack.ask("sk-free"))
+        await until(lambda: stack.one.running == 1)
+        waiting = asyncio.create_task(stack.ask("sk-tokens", max_tokens=20))
+        await until(lambda: len(stack.services.rooms["one"]) == 1)
+        waiting.cancel()
+        await until(lambda: stack.services.meters.in_flight == 1)
+        assert await stack.used("tokens", Metric.TOKENS) == 0
+        go_on.set()
+        assert (await held).status_code == 200
+        assert len(stack.one.asks) == 1
 
 
 @pytest.mark.parametrize("path", ["embeddings", "completions"])

@@ -5,14 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from tierfall.errors import (
-    BudgetSpent,
-    BusError,
-    ClientGone,
-    KeyQuotaSpent,
-    KeyRateLimited,
-    StoreUnavailable,
-)
+from tierfall.errors import BusError, KeyQuotaSpent, KeyRateLimited, StoreUnavailable
 from tierfall.keys import ledger_limits
 from tierfall.ledger import Ledger, Metric, Spent, Wish
 from tierfall_ingress.estimate import read_estimate, usual
@@ -34,8 +27,6 @@ TRIES: Final = 4
 """How often a request without ``max_tokens`` is fitted anew into what others have just left."""
 AGAIN_S: Final = 1.0
 """When to try again what only requests under way, or a store that does not answer, stand against."""
-_GUESSED: Final = (ClientGone, BudgetSpent)
-"""Ends after which a backend may have worked for nothing, because of the client: that is not free."""
 
 
 class Cashier:
@@ -132,16 +123,13 @@ class Charge:
                 most = smaller if tries < TRIES else 0
         self._look()
 
-    def settle(
-        self, model: str | None, ending: Ending | None, outputs: int, failure: TierfallError | None
-    ) -> None:
+    def settle(self, model: str | None, ending: Ending | None, outputs: int) -> None:
         """Puts in place of what was reserved what was used.
 
         Args:
-            model: Who answered, if anybody did.
+            model: Who answered, or was at work when the client left, if anybody.
             ending: What its worker counted, if it has.
             outputs: At least how many tokens the client got, if it streamed.
-            failure: Why there is no answer, or not all of it.
         """
         grant, found = self._grant, self._estimate
         if grant is None or found is None:
@@ -151,8 +139,6 @@ class Charge:
         elif model is not None:
             seen = max(outputs, 0 if ending is None else ending.completion_tokens)
             prompt, completion = found.prompt, seen or usual(found.most)
-        elif isinstance(failure, _GUESSED):
-            prompt, completion = found.prompt, usual(found.most)
         else:
             prompt = completion = 0
         cost = self._cost(prompt, completion, (model,) if model in self._models else self._rungs)

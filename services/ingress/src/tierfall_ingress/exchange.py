@@ -252,7 +252,7 @@ class Exchange:
             known, self._operation, status, took_s=took, answer=answer, ending=ending
         )
         if self._charge is not None:
-            self._settle(self._charge, ending, failure)
+            self._settle(self._charge, ending)
         fields = {
             "request_id": self.id,
             "model": known,
@@ -287,7 +287,7 @@ class Exchange:
             waited_s=0.0 if ladder is None else ladder.waited_s,
         )
 
-    def _settle(self, charge: Charge, ending: Ending | None, failure: TierfallError | None) -> None:
+    def _settle(self, charge: Charge, ending: Ending | None) -> None:
         """Counts what was used, now or as soon as the worker has said what that is."""
         model, count = None, None
         if self._answer is not None:
@@ -296,9 +296,9 @@ class Exchange:
             model, count = self._ladder.abandoned
         outputs = 0 if self._transcript is None else self._transcript.tokens
         if count is None:
-            charge.settle(model, ending, outputs, failure)
+            charge.settle(model, ending, outputs)
         else:
-            count.then(lambda counted: charge.settle(model, counted, outputs, failure))
+            count.then(lambda counted: charge.settle(model, counted, outputs))
 
 
 def unknown_model(name: str, config: Config, caller: Caller) -> ModelNotFound:
