@@ -128,6 +128,27 @@ async def test_a_silent_ingress_loses_its_lease(
     pending.cancel()
 
 
+async def test_a_worker_may_have_thousands_of_streams(backend: ScriptedBackend) -> None:
+    """Their leases are renewed, though one message could not carry them all."""
+    release = asyncio.Event()
+    backend.scripts.append([release, *says("x")])
+    async with (
+        NatsServer(f"max_payload: {MIN_PAYLOAD_BYTES}") as nats,
+        Stack(CONFIG, {"a": backend}, nats=nats) as stack,
+    ):
+        held = asyncio.create_task(stack.chat())
+        await until(lambda: backend.running == 1)
+        board, (job,) = stack.services.switchboard, stack.workers["a-0"]._jobs.values()
+        (line,) = board._lines.values()
+        board._lines.update(dict.fromkeys(range(2000), line))
+        leased_at, now = job.leased_at, asyncio.get_running_loop().time()
+        await until(lambda: job.leased_at > max(leased_at, now))
+        for stream in range(2000):
+            del board._lines[stream]
+        release.set()
+        assert (await held).status_code == 200
+
+
 async def test_a_lease_for_an_unknown_stream_is_answered(stack: Stack, backend: ScriptedBackend) -> None:
     """A request whose worker no longer knows it ends in an error, not in silence."""
     backend.scripts.extend([[asyncio.Event()], [asyncio.Event()]])

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tierfall.protocol.frames import Frame
 
 LEASE_EVERY_S: Final = 0.5
+LEASES_AT_A_TIME: Final = 250
+"""In one message, of some 100 bytes each: any server takes one of that size."""
 FIRST_PART_BYTES: Final = 128 * 1024
 """What of a body travels with the envelope; the rest follows by the worker's credit."""
 PART_BYTES: Final = 512 * 1024
@@ -196,7 +198,9 @@ class Switchboard:
                 leases[line.worker].append(encode(Kind.LEASE, line.stream, 0, self._unknown_to))
         for worker, frames in leases.items():
             reply = f"{self._leases}.{worker}"
-            self._bus.publish(subjects.control(worker), b"".join(frames), reply=reply)
+            for start in range(0, len(frames), LEASES_AT_A_TIME):
+                some = frames[start : start + LEASES_AT_A_TIME]
+                self._bus.publish(subjects.control(worker), b"".join(some), reply=reply)
 
     def _fail_unheard(self) -> None:
         """Ends lines whose worker has fallen silent before the answer began: another worker can do them.
