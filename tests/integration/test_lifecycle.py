@@ -15,10 +15,11 @@ from fakes.polling import until
 from fakes.raw_client import RawClient, chat_request
 from fakes.scripted import ScriptedBackend, chunk, says
 from fakes.stack import ASK, Stack
-from tierfall.bus import Bus, BusOptions
+from tierfall.bus import Bus, BusOptions, Message
 from tierfall.bus.dialer import MIN_PAYLOAD_BYTES
 from tierfall.protocol import subjects
 from tierfall.protocol.frames import HEADER, Kind, encode
+from tierfall.protocol.presence import unpack_beat
 from tierfall.worker import process as worker_process
 from tierfall_ingress import clocks, stall
 
@@ -372,6 +373,50 @@ async def test_reload_while_a_body_comes_changes_nothing_for_it(stack: Stack) ->
         await client.send(request[-1:])
         answer = await client.answer()
     assert (answer.status, answer.json["model"]) == (200, "first")
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["changed", "taken out and put back"])
+async def test_a_changed_tier_is_served_while_its_old_station_drains(
+    stack: Stack, backend: ScriptedBackend, again: bool
+) -> None:
+    """Also once that one has ended: it says nothing that would be taken for the new one's word."""
+    release, worker = asyncio.Event(), stack.workers["a-0"]
+    backend.scripts.append([release, *says("old")])
+    held = asyncio.create_task(stack.chat())
+    await until(lambda: backend.running == 1)
+    if again:
+        await worker.apply(stack.parse(CONFIG.replace("  a: {", "  c: {").replace("tier: a", "tier: c")))
+        await until(lambda: stack.state("a") == "no_workers")
+    await worker.apply(stack.parse(CONFIG.replace("max_in_flight: 4", "max_in_flight: 5")))
+    await until(lambda: stack.state("a") == "up")
+    said: list[Message] = []
+    bus = stack.services.bus
+    heard = await bus.subscribe(subjects.presence("a", worker.id), said.append)
+    await until(lambda: len(said) >= 3)
+    release.set()
+    assert (await held).status_code == 200
+    await until(lambda: not worker._leaving)
+    await bus.flush()
+    assert (await stack.chat()).headers["x-tierfall-attempts"] == "a=ok"
+    beats = [beat for message in said if (beat := unpack_beat(message.data)) is not None]
+    assert {(beat.slots, beat.draining, beat.gone) for beat in beats} == {(5, False, False)}
+    await heard.close()
+
+
+async def test_a_worker_says_goodbye_after_its_last_request(stack: Stack, backend: ScriptedBackend) -> None:
+    """Also where that one is at a station that another one has replaced."""
+    release, worker = asyncio.Event(), stack.workers["a-0"]
+    backend.scripts.append([release, *says("old")])
+    held = asyncio.create_task(stack.chat())
+    await until(lambda: backend.running == 1)
+    await worker.apply(stack.parse(CONFIG.replace("max_in_flight: 4", "max_in_flight: 5")))
+    stopping = asyncio.create_task(stack.stop_worker("a-0"))
+    await until(lambda: not stack.services.roster.has_workers("a"))
+    assert not stack.services.roster.is_away(worker.id, since=float("-inf"))
+    release.set()
+    assert (await held).status_code == 200
+    await stopping
+    assert stack.services.roster.is_away(worker.id, since=float("-inf"))
 
 
 @pytest.mark.parametrize(

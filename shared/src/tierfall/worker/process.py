@@ -86,7 +86,7 @@ class WorkerProcess:
         self._intake = BodyIntake()
         self._ages = Ages()
         self._stations: dict[str, tuple[object, Station]] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], Station] = {}
         self._applying = asyncio.Lock()
         self._control: Subscription | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -114,6 +114,9 @@ class WorkerProcess:
                 if name not in wanted or wanted[name] != recipe:
                     del self._stations[name]
                     self._drain_aside(station)
+            for station in self._leaving.values():
+                if station.name in wanted:
+                    station.hand_over()
             for name, recipe in wanted.items():
                 if name not in self._stations:
                     await self._open(name, recipe, config)
@@ -124,7 +127,8 @@ class WorkerProcess:
         async with self._applying:
             stations = [station for _, station in self._stations.values()]
             self._stations.clear()
-        await asyncio.gather(*(station.drain(timeout_s) for station in stations), *self._leaving)
+        leaving = list(self._leaving)
+        await asyncio.gather(*(station.drain(timeout_s, leaving) for station in stations), *leaving)
         for job in list(self._jobs.values()):
             job.cancel()
         await self._bus.flush()
@@ -175,8 +179,8 @@ class WorkerProcess:
 
     def _drain_aside(self, station: Station) -> None:
         task = asyncio.create_task(station.drain(DRAIN_S), name=f"drain {station.name}")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._leaving[task] = station
+        task.add_done_callback(self._leaving.pop)
 
     def _on_control(self, message: Message) -> None:
         try:

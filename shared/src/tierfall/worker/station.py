@@ -24,6 +24,8 @@ from tierfall.worker.reply import Reply
 from tierfall.worker.tracing import TierTrace
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from tierfall.bus import Bus, Message, Subscription
     from tierfall.config import Tier
     from tierfall.protocol.age import Ages
@@ -92,6 +94,7 @@ class Station:
         """The engines that the log has warned of: once for each version."""
         self._said = self._redactor.text(self._health.reason)
         self._draining = False
+        self._replaced = False
         self._unsent: set[int] = set()
         self._full_at = float("-inf")
         self._idle = asyncio.Event()
@@ -113,11 +116,16 @@ class Station:
             asyncio.create_task(self._keep_probing(), name=f"probes of station {self.name}"),
         ]
 
-    async def drain(self, timeout_s: float) -> None:
+    def hand_over(self) -> None:
+        """Another station of this worker has the tier: that one's word counts, so this one says nothing."""
+        self._replaced = True
+
+    async def drain(self, timeout_s: float, behind: Collection[asyncio.Task[None]] = ()) -> None:
         """Leaves the queue group, lets what is in flight finish and be sent, and says goodbye.
 
         Args:
             timeout_s: After this, what still runs is cancelled: its ingress sees the worker go.
+            behind: What else has to end before the worker may say goodbye.
         """
         self._draining = True
         self._settle()
@@ -129,6 +137,8 @@ class Station:
             _log.warning(
                 "tier %s: %d requests did not finish in %.0f s", self.name, len(self._unsent), timeout_s
             )
+        if behind:
+            await asyncio.wait(behind)
         for task in self._tending:
             task.cancel()
         for subscription in (self._subscription, self._direct):
@@ -302,7 +312,7 @@ class Station:
 
     def beat(self, *, gone: bool = False) -> None:
         """Tells the ingresses how this worker is."""
-        if not self._bus.connected:
+        if self._replaced or not self._bus.connected:
             return
         beat = Beat(
             worker=self._worker,
