@@ -12,6 +12,7 @@ import pytest
 from fakes import faults
 from fakes.behaviour import Answer
 from fakes.gateway import BROKEN, SIGN_OF_LIFE, Gateway, asking
+from fakes.polling import until
 from fakes.provider import FakeProvider
 from fakes.raw_client import RawClient, chat_request
 from fakes.scripted import USAGE, ScriptedBackend, Step, chunk, says
@@ -20,6 +21,7 @@ from tierfall.protocol import subjects
 from tierfall.protocol.envelope import unpack
 from tierfall.protocol.failure import pack_failure
 from tierfall.protocol.frames import Kind, encode
+from tierfall.protocol.presence import Beat, pack_beat
 from tierfall_worker_vllm.main import build
 
 if TYPE_CHECKING:
@@ -138,6 +140,9 @@ async def test_an_error_stands_in_an_event_of_its_own(gateway: Gateway) -> None:
     await gateway.stop_worker(next(key for key in gateway.workers if key.startswith("one")))
     bus = await gateway._connect("by-hand")
     subscription = await bus.subscribe(subjects.chat("one"), respond, queue=subjects.QUEUE_GROUP)
+    beat = Beat(worker="by-hand", tier="one", kind="vllm", slots=1, in_flight=0, backend="up")
+    bus.publish(subjects.presence("one", "by-hand"), pack_beat(beat))
+    await until(lambda: gateway.state("one") == "up")
     try:
         answer = await streamed(gateway, model="honest")
     finally:
