@@ -89,6 +89,16 @@ clean: ## Remove .venv and caches (not .tierfall, in which an earlier version ma
 	rm -rf $(VENV) .bench .fuzz .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Its programs name the folder in which it was made, so it does not work in another one.
+MOVED_FROM := $(filter-out $(CURDIR)/$(VENV),$(shell sed -n '1s|^#!\(.*\)/bin/python[0-9.]*$$|\1|p' $(BIN)/pip 2>/dev/null))
+ifneq ($(MOVED_FROM),)
+$(RUN_MADE) $(DEV_MADE) $(DOCKER_MADE) $(FUZZ_MADE): moved
+endif
+
+.PHONY: moved
+moved:
+	@echo "$(VENV) was made as $(MOVED_FROM) and does not work in another folder. Make it again: rm -rf $(VENV)" >&2; exit 1
+
 $(VENV_MADE):
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "There is no '$(PYTHON)'. Install Python 3.11 or newer, or name it: make PYTHON=python3.12" >&2; exit 1; }

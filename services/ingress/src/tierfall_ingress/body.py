@@ -19,6 +19,8 @@ BODY_STALL_S: Final = 30.0
 """How long a client may be silent in the middle of its body."""
 BODY_PACE_BYTES_PER_S: Final = 1024
 """What a client has to send on average beyond that: a body that drips is no better than one that stalls."""
+SEND_JSON: Final = "send application/json (curl: -H 'Content-Type: application/json')"
+"""By itself curl calls a body a form."""
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int, share: BodyShare) -> bytes:
@@ -58,10 +60,10 @@ def _check_type(headers: Mapping[bytes, bytes]) -> None:
     # "CORS-safelisted"): only a type of its own makes a browser ask first.
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if not kind:
-        raise UnsupportedMediaType("the request has no Content-Type; send application/json")
+        raise UnsupportedMediaType(f"the request has no Content-Type; {SEND_JSON}")
     if kind != b"application/json" and not kind.endswith(b"+json"):
         shown = kind.decode("latin-1")
-        raise UnsupportedMediaType(f"the body's Content-Type is {shown!r}; send application/json")
+        raise UnsupportedMediaType(f"the body's Content-Type is {shown!r}; {SEND_JSON}")
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise UnsupportedMediaType("compressed bodies are not supported; send it without Content-Encoding")
 

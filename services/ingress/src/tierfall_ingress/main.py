@@ -215,12 +215,13 @@ def _store_memory(path: Path, config: Config) -> StoreMemory:
 
 
 def _apply(services: Services, config: Config) -> None:
-    before = services.config.server
+    before = services.config
     services.apply(config)
     _log.info("config changed: applied")
-    after = config.server
+    if config.nats != before.nats:
+        _log.warning("nats has changed in the config: that takes effect at the next start")
     lasting = ("host", "port", "cors_origins", "admin")
-    if any(getattr(before, name) != getattr(after, name) for name in lasting):
+    if any(getattr(before.server, name) != getattr(config.server, name) for name in lasting):
         _log.warning(
             "server.host, server.port, server.cors_origins and server.admin take effect at the next start"
         )

@@ -120,6 +120,8 @@ async def _serve_on(bus: Bus, process: WorkerProcess, path: Path, config: Config
 
     def apply(changed: Config) -> None:
         _log.info("config changed: applied")
+        if changed.nats != config.nats:
+            _log.warning("nats has changed in the config: that takes effect at the next start")
         task = asyncio.create_task(process.apply(changed))
         applying.add(task)
         task.add_done_callback(applying.discard)
