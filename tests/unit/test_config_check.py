@@ -142,7 +142,7 @@ def test_the_good_file_is_good() -> None:
         (nats("tls: {}"), "nats.tls: is for a server that nats.url names; the embedded one offers no TLS"),
         (
             nats("url: 'tls://a', tls: {key_file: /k}"),
-            "nats.tls.key_file: stands alone; name its certificate",
+            "nats.tls.key_file: needs its certificate too",
         ),
         (nats("url: 'tls://a', tls: {ca_file: /no}"), "nats.tls.ca_file: cannot read /no: No such file"),
         (nats("url: 'nats://u:p@a'"), "3: nats.url: holds a user or password; put it into token or creds"),

@@ -420,7 +420,7 @@ class BodyLost(TierError):
 
 
 class Undelivered(WorkerLost):
-    """The bus failed before any worker said that it holds the request: that tells nothing of the tier."""
+    """The bus failed before any worker accepted the request. This does not count against the tier."""
 
     status = 503
     type = "service_unavailable"

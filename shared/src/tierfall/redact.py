@@ -84,7 +84,7 @@ class Redactor:
     """Knows one tier's addresses and keys.
 
     Args:
-        addresses: URLs of backends that are nobody's business.
+        addresses: URLs of backends, which are hidden.
         secrets: Keys that are sent to them.
     """
 

@@ -61,13 +61,13 @@ class Counts:
         self._open: dict[int, tuple[Count, asyncio.TimerHandle]] = {}
 
     def expect(self, stream: int, worker: str) -> Count:
-        """The worker was told that the client is gone: its count may come."""
+        """The worker knows that the client is gone, and may send its count."""
         count = Count(worker)
         self._open[stream] = count, self._loop.call_later(COUNT_S, self._settle, stream, None)
         return count
 
     def feed(self, frame: Frame) -> None:
-        """Takes a frame of a stream that nobody reads any longer; only how it ended is of interest."""
+        """Takes a frame of a stream without a reader; only its end matters."""
         if frame.kind is Kind.END:
             self._settle(frame.stream, unpack_ending(frame.payload))
         elif frame.kind is Kind.ERROR:

@@ -237,9 +237,9 @@ class Roster:
         ]
 
     def _forget(self, stale: list[tuple[str, str]]) -> None:
-        """Drops workers that have not said goodbye: NATS may still have them in their queue groups."""
+        """Drops workers that ended without a last heartbeat: NATS may still have them in their queue groups."""
         for tier, worker in stale:
-            _log.warning("tier %s: nothing was heard of worker %s for %g s", tier, worker, BEAT_STALE_S)
+            _log.warning("tier %s: no heartbeat from worker %s for %g s", tier, worker, BEAT_STALE_S)
             del self._beats[tier][worker]
             if not self._beats[tier]:
                 del self._beats[tier]

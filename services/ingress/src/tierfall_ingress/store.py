@@ -66,7 +66,7 @@ class StoreMemory:
             try:
                 state.write_private(self._path, msgspec.json.encode(self._made).decode())
             except OSError as error:
-                _log.warning("cannot write %s, so a lost store may go unseen: %s", self._path, error)
+                _log.warning("cannot write %s, so a loss of the store may go unnoticed: %s", self._path, error)
         return before is not None
 
 
@@ -213,7 +213,7 @@ class StoreCollector(Collector):
         )
         lost = GaugeMetricFamily(
             "tierfall_store_lost",
-            "Whether what was stored was found gone since the ingress started.",
+            "Whether the store was found to be another one than before, since the ingress started.",
         )
         if self._check.needed:
             up.add_metric([], float(not self._check.problem))

@@ -153,7 +153,7 @@ def _refuse_uncounted(ask: Ask) -> None:
     limit = next((0 for name in LIMITS if name in ask.body), None)
     try:
         refuse_uncounted(ask.body, limit)
-    except InvalidRequest as error:  # a tier whose tokens nobody counts may take it
+    except InvalidRequest as error:  # a tier without a limit of tokens may take it
         raise UnsupportedByTier(error.message, param=error.param) from None
 
 

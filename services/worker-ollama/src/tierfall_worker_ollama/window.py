@@ -16,7 +16,7 @@ from tierfall.errors import ContextLengthExceeded
 BYTES_PER_TOKEN: Final = 3
 """Less than the four or so of English text, about that of code."""
 DEFAULT_NUM_CTX: Final = 4096
-"""Ollama's own window, where it is told no other."""
+"""Ollama's default window."""
 
 
 class _Message(msgspec.Struct):

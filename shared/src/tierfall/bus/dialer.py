@@ -92,7 +92,7 @@ class Dialer:
         return wire
 
     def _learn(self) -> None:
-        """Takes up the servers that the last connection was told of, over its whole life."""
+        """Takes up all servers that the last connection learned of."""
         if self._latest is None:
             return
         known = {_host_and_port(url) for url in self._configured}

@@ -293,7 +293,7 @@ def _admin_keys(server: Server) -> Iterator[Problem]:
             said = f"{secret.source} is not set; " if secret.source else ""
             yield Problem(path, f"{said}an empty key would let everybody in")
         elif (earlier := known.setdefault(secret.value, path)) != path:
-            yield Problem(path, f"is the same key as {earlier}; operators' keys are no client's")
+            yield Problem(path, f"is the same key as {earlier}; give operators and clients different keys")
 
 
 def _key_limits(path: str, key: ApiKey, index: int, names: dict[str, str]) -> Iterator[Problem]:
@@ -324,7 +324,7 @@ def _nats(nats: Nats) -> Iterator[Problem]:
     if nats.creds and nats.nkey:
         yield Problem("nats.nkey", "stands beside creds; a client shows one or the other")
     if nats.token and nats.token_file:
-        yield Problem("nats.token_file", "stands beside token; a client shows one of them")
+        yield Problem("nats.token_file", "cannot be combined with nats.token")
     if nats.inbox_prefix and not INBOX_PREFIX.fullmatch(nats.inbox_prefix):
         text = "must be subject tokens such as _INBOX_ingress: letters, digits, _ and -, with dots between"
         yield Problem("nats.inbox_prefix", f"is {shown(nats.inbox_prefix)}, {text}")
@@ -357,7 +357,7 @@ def _nats_url(url: str) -> Iterator[Problem]:
 
 def _nats_tls(tls: NatsTls) -> Iterator[Problem]:
     if tls.key_file and not tls.cert_file:
-        yield Problem("nats.tls.key_file", "stands alone; name its certificate in nats.tls.cert_file")
+        yield Problem("nats.tls.key_file", "needs its certificate too, in nats.tls.cert_file")
         return
     try:
         client_tls(tls)

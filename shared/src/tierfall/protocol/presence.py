@@ -49,7 +49,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def down(tier: str, state: str, said: str) -> BackendDown:
-    """What a client is told while no backend of the tier is up; ``said`` is the beat's."""
+    """The error for clients while no backend of the tier is up; ``said`` is the beat's reason."""
     return BackendDown(f"the backend of tier {tier!r} is {state}{said and f': {said}'}")
 
 

@@ -27,7 +27,7 @@ class QuotaView:
     may be sent is decided by the worker, in the ledger.
 
     Args:
-        bucket: The ledger's; whoever made it keeps its clock right.
+        bucket: The ledger's; its owner keeps its clock right.
     """
 
     def __init__(self, bucket: Bucket) -> None:

@@ -95,7 +95,7 @@ def unix_s(told: object) -> float:
     try:
         return dt.datetime.fromisoformat(str(told)).timestamp()
     except ValueError:
-        raise StoreUnavailable("NATS does not tell its time: nats-server must be 2.14 or newer") from None
+        raise StoreUnavailable("NATS does not report its time: nats-server must be 2.14 or newer") from None
 
 
 def _cause(error: BusError | TimeoutError) -> BusError:

@@ -19,7 +19,7 @@ def expose(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     """All metrics, and their content type: OpenMetrics if the scraper takes it, else Prometheus's own text.
 
     The client library's own choice raises for a version that is no number, and repeats the scraper's words in
-    the content type; whoever reaches the port may scrape.
+    the content type; any client that reaches the port may scrape.
 
     Args:
         registry: What is collected.

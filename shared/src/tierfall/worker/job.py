@@ -134,9 +134,9 @@ class Job:
             _log.debug(envelope.operation.value, extra={"fields": fields})
 
     def cancel(self, why: str = "") -> None:
-        """Stops the backend's work: nobody waits for it any longer; ``why`` is the ingress's word.
+        """Stops the backend's work, which is not needed any more; ``why`` is the ingress's reason.
 
-        Where that is the client's doing, the ingress is told what was generated. Of a complete answer the
+        If the client hung up, the ingress gets a report of what was generated. Of a complete answer the
         usage is waited for first.
         """
         self._cancelled_because = why

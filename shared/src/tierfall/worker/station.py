@@ -161,7 +161,7 @@ class Station:
         try:
             envelope, part = unpack(message.data)
         except FrameError as error:
-            _log.warning("tier %s: a message is no request that this worker can read: %s", self.name, error)
+            _log.warning("tier %s: cannot read a request: %s", self.name, error)
             self._refuse_unread(message.reply, error)
             return
         if not message.reply or envelope.stream in self._jobs:

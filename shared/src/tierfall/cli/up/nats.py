@@ -29,7 +29,7 @@ write_deadline: "5s"
 ping_interval: "3s"
 ping_max: 1
 """
-"""What every nats-server of Tierfall is told. A live client is never pinged twice: its own pings, one each
+"""Settings of every nats-server of Tierfall. A live client is never pinged twice: its own pings, one each
 five seconds, and its heartbeats count as answers."""
 
 SETTINGS: Final = f"""\
