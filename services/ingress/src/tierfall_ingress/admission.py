@@ -28,7 +28,7 @@ time that they have to answer, a frozen worker costs a request 0.5 s."""
 OVERTAKEN_S: Final = 0.02
 """How much later than its answer to a ping a worker's word may come for a request that it got before."""
 UNDELIVERED_S: Final = 2.0
-"""How long a request waits for a worker to accept it, while NATS is too slow to report whether workers are there."""
+"""How long a request waits for a worker to accept it, while NATS is too slow to say whether one is there."""
 STRAGGLER_TRIES: Final = 16
 """How often a request that reached a worker just as it filled up is sent again at once. Hardly more workers
 than that fill up in the same moment, and each has left its queue group by the time it says so."""
@@ -194,7 +194,7 @@ class Admission:
         return self._services.switchboard.open(rung.tier, envelope, ask.body, worker)
 
     async def _accepted(self, line: Line) -> bool:
-        """Whether a worker holds it; False when one received it and does not answer, and it is to be sent again.
+        """Whether a worker holds it; False when one received it and does not answer: send it again.
 
         Raises:
             TierfallError: NATS or a worker turned it down.

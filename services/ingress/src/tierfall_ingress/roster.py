@@ -237,7 +237,7 @@ class Roster:
         ]
 
     def _forget(self, stale: list[tuple[str, str]]) -> None:
-        """Drops workers that ended without a last heartbeat: NATS may still have them in their queue groups."""
+        """Drops workers without heartbeats, which NATS may still have in their queue groups."""
         for tier, worker in stale:
             _log.warning("tier %s: no heartbeat from worker %s for %g s", tier, worker, BEAT_STALE_S)
             del self._beats[tier][worker]
