@@ -66,7 +66,7 @@ class StoreMemory:
             try:
                 state.write_private(self._path, msgspec.json.encode(self._made).decode())
             except OSError as error:
-                _log.warning("cannot write %s, a loss of the store may go unnoticed: %s", self._path, error)
+                _log.warning("cannot write %s (a lost store may go unnoticed): %s", self._path, error)
         return before is not None
 
 
