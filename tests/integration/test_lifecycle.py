@@ -419,6 +419,25 @@ async def test_a_worker_says_goodbye_after_its_last_request(stack: Stack, backen
     assert stack.services.roster.is_away(worker.id, since=float("-inf"))
 
 
+async def test_a_worker_drains_though_a_reload_waits_for_nats(stack: Stack, backend: ScriptedBackend) -> None:
+    """A cancelled reload leaves nothing behind: the old station serves on, or drains."""
+    process = stack.workers["a-0"]
+    await stack.nats.kill()
+    await until(lambda: not process._bus.connected)
+    second = ScriptedBackend()
+    process._build = lambda *_: second
+    applying = asyncio.create_task(
+        process.apply(stack.parse(CONFIG.replace("max_in_flight: 4", "max_in_flight: 5")))
+    )
+    await until(lambda: process._applying.locked())
+    applying.cancel()
+    await stack.nats.start()
+    await until(lambda: second.closed)
+    await until(lambda: stack.services.bus.connected and process._bus.connected)
+    assert (await stack.chat()).status_code == 200
+    assert len(backend.asks) == 1
+
+
 @pytest.mark.parametrize(
     "garbage",
     [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import socket
 from typing import TYPE_CHECKING, Final
 
 from tierfall import __version__
-from tierfall.errors import BackendFault
+from tierfall.errors import BackendFault, BusDown
 from tierfall.protocol import subjects
 from tierfall.protocol.age import Ages
 from tierfall.protocol.failure import pack_failure
@@ -107,18 +108,19 @@ class WorkerProcess:
         self._ready = True
 
     async def apply(self, config: Config) -> None:
-        """Makes the stations those of this config; a changed tier's old station drains in the background."""
+        """Makes the stations those of this config.
+
+        A changed tier's old station serves until the new one does, and then drains in the background. May be
+        cancelled, also where it waits for NATS.
+        """
         async with self._applying:
             wanted = self._wanted(config)
-            for name, (recipe, station) in list(self._stations.items()):
-                if name not in wanted or wanted[name] != recipe:
+            for name, (_, station) in list(self._stations.items()):
+                if name not in wanted:
                     del self._stations[name]
                     self._drain_aside(station)
-            for station in self._leaving.values():
-                if station.name in wanted:
-                    station.hand_over()
             for name, recipe in wanted.items():
-                if name not in self._stations:
+                if name not in self._stations or self._stations[name][0] != recipe:
                     await self._open(name, recipe, config)
 
     async def drain(self, timeout_s: float = DRAIN_S) -> None:
@@ -131,7 +133,8 @@ class WorkerProcess:
         await asyncio.gather(*(station.drain(timeout_s, leaving) for station in stations), *leaving)
         for job in list(self._jobs.values()):
             job.cancel()
-        await self._bus.flush()
+        with contextlib.suppress(BusDown):
+            await self._bus.flush()
         if self._control is not None:
             await self._control.close()
         if self._sweeping is not None:
@@ -174,8 +177,19 @@ class WorkerProcess:
             meters=self.meters,
             tracer=self._tracer,
         )
+        try:
+            await station.start()
+        except BaseException:
+            station.hand_over()  # it may have taken requests already
+            self._drain_aside(station)
+            raise
+        _, old = self._stations.get(name, (None, None))
         self._stations[name] = (recipe, station)
-        await station.start()
+        if old is not None:
+            self._drain_aside(old)
+        for leaving in self._leaving.values():
+            if leaving.name == name:
+                leaving.hand_over()
 
     def _drain_aside(self, station: Station) -> None:
         task = asyncio.create_task(station.drain(DRAIN_S), name=f"drain {station.name}")
