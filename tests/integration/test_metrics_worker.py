@@ -179,3 +179,35 @@ async def test_the_option_of_a_real_worker(nats_server: NatsServer, tmp_path: Pa
         process.send_signal(signal.SIGTERM)
         await process.stderr.read()
         assert await process.wait() == 0
+
+
+async def test_a_real_worker_stops_without_nats(nats_server: NatsServer, tmp_path: Path) -> None:
+    """Whatever of a start or a reload waits for NATS: SIGTERM ends it."""
+    config = tmp_path / "config.yaml"
+    text = f"nats: {{url: '{nats_server.url}'}}\n{CONFIG}"
+    config.write_text(text)
+    process = await asyncio.create_subprocess_exec(
+        str(WORKER),
+        *("--config", str(config)),
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "TIERFALL_LOG": "human"},
+    )
+    assert process.stderr is not None
+    try:
+        while b"is ready" not in await process.stderr.readline():
+            assert process.returncode is None
+        await nats_server.kill()
+        while b"lost the connection" not in await process.stderr.readline():
+            assert process.returncode is None
+        config.write_text(text.replace("max_in_flight: 2", "max_in_flight: 3"))
+        process.send_signal(signal.SIGHUP)
+        while b"config changed: applied" not in await process.stderr.readline():
+            assert process.returncode is None
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(20):
+            assert b"without a connection to NATS" in await process.stderr.read()
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
@@ -22,7 +22,7 @@ from tierfall.telemetry import tracer_from
 from tierfall.worker.process import WorkerProcess, worker_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from tierfall.config import Config
     from tierfall.worker.process import Build
@@ -124,7 +124,12 @@ async def _serve_on(bus: Bus, process: WorkerProcess, path: Path, config: Config
             _log.warning("nats has changed in the config: that takes effect at the next start")
         task = asyncio.create_task(process.apply(changed))
         applying.add(task)
-        task.add_done_callback(applying.discard)
+        task.add_done_callback(applied)
+
+    def applied(task: asyncio.Task[None]) -> None:
+        applying.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("the changed config was not applied in full", exc_info=error)
 
     watcher = Watcher(
         path, on_change=apply, on_refused=_refused, environ=os.environ, current=config, for_worker=True
@@ -133,24 +138,29 @@ async def _serve_on(bus: Bus, process: WorkerProcess, path: Path, config: Config
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, watcher.reload_now)
     async with watcher:
-        await process.start(config)
-        memory.settle()
-        _log.info("%s is ready", process.id)
-        await stop.wait()
+        if await _unless(stop, process.start(config)):
+            memory.settle()
+            _log.info("%s is ready", process.id)
+            await stop.wait()
         _log.info("draining")
+        for task in applying:
+            task.cancel()  # without NATS it would wait, and the drain for it
         stop.clear()
-        await _drain_or_stop(process, stop)
+        await _unless(stop, process.drain())
     _log.info("stopped%s", "" if bus.connected else " without a connection to NATS")
 
 
-async def _drain_or_stop(process: WorkerProcess, again: asyncio.Event) -> None:
-    """Drains; a second signal stops at once."""
-    drain = asyncio.create_task(process.drain())
-    impatient = asyncio.create_task(again.wait())
-    await asyncio.wait({drain, impatient}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (drain, impatient):
-        task.cancel()
-    await asyncio.gather(drain, impatient, return_exceptions=True)
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Lets it run to its end, or until it is to stop at once; whether it came to its end."""
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    for each in (task, stopping):
+        each.cancel()
+    await asyncio.wait({task, stopping})
+    if task.cancelled():
+        return False
+    await task
+    return True
 
 
 def _refused(error: ConfigError) -> None:
