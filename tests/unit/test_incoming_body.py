@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from unittest import mock
 
 import pytest
 
+from fakes.polling import until
+from fakes.scripted import ScriptedBackend
 from tierfall.errors import BodyLost
+from tierfall.protocol.envelope import Envelope
 from tierfall.worker import incoming
 from tierfall.worker.incoming import AHEAD_BYTES, GRANT_BYTES, TOTAL_BYTES, BodyIntake, IncomingBody
+from tierfall.worker.job import Job
+from tierfall.worker.reply import Reply
 
 FIRST = b"x" * 1000
 SIZE = 10 * GRANT_BYTES
@@ -121,3 +127,32 @@ async def test_a_sender_that_knows_no_credit_sends_unasked() -> None:
     body.open()
     body.add(0, b"cd")
     assert await body.read() == b"abcd"
+
+
+async def test_a_job_that_is_cancelled_before_it_runs_gives_its_credit_back() -> None:
+    """Its task then never takes a step."""
+    intake = BodyIntake()
+    ingress = Ingress(intake)
+    envelope = Envelope(
+        stream=1,
+        request_id="r",
+        attempt=1,
+        model="m",
+        backend_model="m",
+        answer_id="a",
+        created=1,
+        sent_at=0.0,
+        signs_every_s=1.0,
+        window=1,
+        body_size=SIZE,
+    )
+    reply = mock.Mock(spec=Reply)
+    job = Job(envelope, ingress.body, reply, ScriptedBackend())
+    task = job.start()
+    task.add_done_callback(lambda _: job.close())
+    assert intake.outstanding
+    job.cancel()
+    await asyncio.wait([task])
+    await until(lambda: not intake.outstanding)
+    job.close()
+    assert not intake.outstanding

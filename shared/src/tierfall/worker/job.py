@@ -121,6 +121,7 @@ class Job:
 
     def close(self) -> None:
         """The task has ended: ends its span, too, and logs it."""
+        self._body.close()  # not the task's own doing: one that is cancelled at once never runs
         self._task = None  # one that was cancelled keeps the traceback, and with it this job
         envelope = self._envelope
         why = self._cancelled_because
@@ -176,7 +177,6 @@ class Job:
             self.failure = BackendFault("the worker failed on this request; its log has the cause")
             self.reply.fail(self.failure)
         finally:
-            self._body.close()
             # A slow client may keep the job long after its backend.
             self._data = bytearray()
             self._answer = None
