@@ -429,7 +429,7 @@ async def test_a_worker_drains_though_a_reload_waits_for_nats(stack: Stack, back
     applying = asyncio.create_task(
         process.apply(stack.parse(CONFIG.replace("max_in_flight: 4", "max_in_flight: 5")))
     )
-    await until(lambda: process._applying.locked())
+    await until(process._applying.locked)
     applying.cancel()
     await stack.nats.start()
     await until(lambda: second.closed)

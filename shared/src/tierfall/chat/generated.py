@@ -8,6 +8,11 @@ import msgspec
 
 from tierfall.chat.weight import tokens
 
+MOST_REASONS: Final = 128
+"""Reasons that are told of one answer: a batch of prompts has thousands of choices."""
+REASON_CHARS: Final = 64
+"""Of each; together they fit the smallest message."""
+
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -64,8 +69,9 @@ class Generated:
 
     @property
     def finish_reasons(self) -> tuple[str, ...]:
-        """The reasons in the order of the choices."""
-        return tuple(self._finished[index] for index in sorted(self._finished))
+        """The reasons in the order of the choices; cut, as a backend may say anything."""
+        first = sorted(self._finished)[:MOST_REASONS]
+        return tuple(self._finished[index][:REASON_CHARS] for index in first)
 
     def estimate_usage(self, prompt_tokens: int) -> None:
         """Makes the usage that the backend did not send, and says so in it: ``"estimated": true``.

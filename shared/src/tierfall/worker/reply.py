@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from tierfall.errors import StreamBroken
 from tierfall.protocol.failure import pack_failure
 from tierfall.protocol.frames import CREDIT, HEADER, SEQ_LIMIT, Kind, encode
 
@@ -189,7 +190,10 @@ class Reply:
             frames.append(self._frame(Kind.OUTPUT, b""))
         self._grew = False
         if self._last is not None and not self._pending:
-            frames.append(self._frame(*self._last))
+            kind, payload = self._last
+            if len(payload) > limit - HEADER.size:  # a backend may choose the length of what stands in it
+                kind, payload = Kind.ERROR, pack_failure(StreamBroken("the answer's end is too large"))
+            frames.append(self._frame(kind, payload))
             self._last = None
             self._on_done()
         return frames
