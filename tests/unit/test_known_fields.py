@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import typing
 from typing import Any
@@ -56,13 +57,13 @@ def test_the_tables_are_those_of_the_sdk() -> None:
 
 
 @pytest.mark.parametrize("operation", Operation)
-def test_all_of_openais_range_passes(operation: Operation) -> None:
+async def test_all_of_openais_range_passes(operation: Operation) -> None:
     """Each value that the API reference allows, and nothing of it is changed."""
     for field, values in RANGE[operation].items():
         for value in values:
             body = members({**REQUIRED[operation], field: value})
             before = {name: bytes(raw) for name, raw in body.items()}
-            refuse_unknown(body, operation)
+            await refuse_unknown(body, operation)
             assert {name: bytes(raw) for name, raw in body.items()} == before
 
 
@@ -118,38 +119,84 @@ def test_all_of_openais_range_passes(operation: Operation) -> None:
         (Operation.EMBEDDINGS, {"stream_options": {}}, "stream_options"),
     ],
 )
-def test_anything_else_is_refused_by_name(operation: Operation, extra: dict[str, Any], param: str) -> None:
+async def test_anything_else_is_refused_by_name(
+    operation: Operation, extra: dict[str, Any], param: str
+) -> None:
     """In the body, its messages, their parts, and the two objects with engines' extensions."""
     with pytest.raises(UnsupportedByTier) as caught:
-        refuse_unknown(members({**REQUIRED[operation], **extra}), operation)
+        await refuse_unknown(members({**REQUIRED[operation], **extra}), operation)
     assert caught.value.param == param
     assert len(caught.value.message) < 200
 
 
-def test_null_asks_for_nothing() -> None:
+async def test_null_asks_for_nothing() -> None:
     """Clients that write every field of theirs, with null where they want nothing, are not refused."""
     body = members({**REQUIRED[Operation.CHAT], "top_k": None, "messages": [{**ASKED, "task": None}]})
-    refuse_unknown(body, Operation.CHAT)
+    await refuse_unknown(body, Operation.CHAT)
     assert body.keys() == {"model", "messages"}
 
 
-def test_an_answer_may_be_sent_back() -> None:
+async def test_an_answer_may_be_sent_back() -> None:
     """With the reasoning that this gateway hands out."""
     said = {"role": "assistant", "content": "Hi", "reasoning_content": "hm", "annotations": []}
-    refuse_unknown(members({"model": "m", "messages": [ASKED, said, ASKED]}), Operation.CHAT)
+    await refuse_unknown(members({"model": "m", "messages": [ASKED, said, ASKED]}), Operation.CHAT)
 
 
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
-        ({"messages": ["Hi"]}, "messages"),
-        ({"messages": [{"role": "user", "content": [7]}]}, "messages[0].content"),
+        ({"messages": "Hi"}, "messages"),
+        ({"messages": ["Hi"]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [7]}]}, "messages[0].content[0]"),
         ({"stream_options": [1]}, "stream_options"),
         ({"response_format": "json_object"}, "response_format"),
     ],
 )
-def test_another_form_cannot_hide_a_field(extra: dict[str, Any], param: str) -> None:
+async def test_another_form_cannot_hide_a_field(extra: dict[str, Any], param: str) -> None:
     """What cannot be looked into is no form of OpenAI's."""
     with pytest.raises(InvalidRequest) as caught:
-        refuse_unknown(members({**REQUIRED[Operation.CHAT], **extra}), Operation.CHAT)
+        await refuse_unknown(members({**REQUIRED[Operation.CHAT], **extra}), Operation.CHAT)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"9" * 400])
+async def test_a_number_that_no_parser_takes_is_refused_like_any_other(number: bytes) -> None:
+    """It is valid JSON; the worker must not take it for its own defect."""
+    for text in (
+        b'{"messages": [{"role": "user", "content": [{"type": %b}]}]}',
+        b'{"messages": [], "response_format": {"type": %b}}',
+    ):
+        body = msgspec.json.decode(text % number, type=dict[str, msgspec.Raw])
+        with pytest.raises(UnsupportedByTier):
+            await refuse_unknown(body, Operation.CHAT)
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["message", "part"])
+async def test_a_crowd_of_unknown_members_costs_nothing(part: bool) -> None:
+    """No object is made of each, whatever they hold; some are looked at, by name."""
+    crowd: Any = {**({"type": "text"} if part else ASKED), **dict.fromkeys(map(str, range(100_000)))}
+    message = {"role": "user", "content": [crowd]} if part else crowd
+    with pytest.raises(InvalidRequest, match="more than 65536 bytes"):
+        await refuse_unknown(members({"messages": [message]}), Operation.CHAT)
+
+
+async def test_other_work_goes_on_while_a_large_body_is_looked_at() -> None:
+    """Requests of a worker share one event loop."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    parts = [{"type": "text", "text": "x"}] * 5000
+    messages = [
+        {"role": "user", "content": parts},
+        *([ASKED] * 5000),
+        {"role": "user", "content": "x" * 10**6},
+    ]
+    await refuse_unknown(members({"messages": messages}), Operation.CHAT)
+    counting.cancel()
+    assert turns > 10

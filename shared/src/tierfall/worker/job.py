@@ -181,16 +181,16 @@ class Job:
             self._data = bytearray()
             self._answer = None
 
-    def _ask(self) -> Ask:
+    async def _ask(self) -> Ask:
         try:
             members = _members.decode(self._data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"the body is not a JSON object: {error}") from None
         envelope = self._envelope
         if envelope.max_tokens is not msgspec.UNSET and envelope.operation is not Operation.EMBEDDINGS:
             write_limit(members, envelope.max_tokens, envelope.operation)
         if self._refuse_extra:
-            refuse_unknown(members, envelope.operation)
+            await refuse_unknown(members, envelope.operation)
         return Ask(
             request_id=envelope.request_id,
             model=envelope.model,
@@ -203,14 +203,14 @@ class Job:
     async def _relay(self) -> None:
         resume = self._envelope.resume
         if resume is None:
-            ask = self._ask()
+            ask = await self._ask()
             await self._play(ask, *answer_for(self._envelope, ask, self.reply))
         elif resume.reasoning or not await self._continue(resume):
             await self._repeat(resume)
 
     async def _continue(self, resume: Resume) -> bool:
         """Lets the backend go on from what the client has; False if it cannot, and nothing was sent."""
-        ask = self._ask()
+        ask = await self._ask()
         prefill = prefilled(self._backend, ask, resume.content)
         if prefill is Prefill.UNSUPPORTED or not _shorten(ask, resume.outputs):
             return False
@@ -227,7 +227,7 @@ class Job:
 
     async def _repeat(self, resume: Resume) -> None:
         """Lets the backend answer anew and skips what the client has, as long as it is the same."""
-        ask = self._ask()
+        ask = await self._ask()
         chunks = chunk_stream(self._envelope)
         sink = ResumedSink(self.reply, chunks, self._envelope, resume, repeats=True, prefilled=False)
         await self._play(ask, chunks, sink)
