@@ -291,6 +291,22 @@ async def test_drain_finishes_what_is_in_flight(stack: Stack, backend: ScriptedB
     assert backend.closed
 
 
+async def test_a_reload_opens_nothing_in_a_worker_that_drains(stack: Stack, backend: ScriptedBackend) -> None:
+    """What it opened would take requests that end with the process."""
+    release = asyncio.Event()
+    backend.scripts.append([release, *says("held")])
+    held = asyncio.create_task(stack.chat())
+    await until(lambda: backend.running == 1)
+    process = stack.workers["a-0"]
+    stopping = asyncio.create_task(stack.stop_worker("a-0"))
+    await until(lambda: stack.state("a") == "no_workers")
+    await process.apply(stack.parse(CONFIG.replace("max_in_flight: 4", "max_in_flight: 5")))
+    assert process.backends() == {}
+    release.set()
+    assert (await held).status_code == 200
+    await stopping
+
+
 @STREAMING
 async def test_nats_comes_back(stack: Stack, stream: bool) -> None:
     """After a restart of NATS the next requests are answered; while it is away they get a 503."""

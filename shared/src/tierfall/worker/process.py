@@ -78,6 +78,7 @@ class WorkerProcess:
         )
         self._tracer = tracer
         self._ready = False
+        self._stopping = False
         self._kind = kind
         self._build = build
         self._bus = bus
@@ -111,9 +112,11 @@ class WorkerProcess:
         """Makes the stations those of this config.
 
         A changed tier's old station serves until the new one does, and then drains in the background. May be
-        cancelled, also where it waits for NATS.
+        cancelled, also where it waits for NATS. Once the process drains, it does nothing.
         """
         async with self._applying:
+            if self._stopping:
+                return
             wanted = self._wanted(config)
             for name, (_, station) in list(self._stations.items()):
                 if name not in wanted:
@@ -125,7 +128,7 @@ class WorkerProcess:
 
     async def drain(self, timeout_s: float = DRAIN_S) -> None:
         """Leaves every queue group, lets the requests in flight finish, and stops."""
-        self._ready = False
+        self._ready, self._stopping = False, True
         async with self._applying:
             stations = [station for _, station in self._stations.values()]
             self._stations.clear()
