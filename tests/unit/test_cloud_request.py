@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -231,3 +232,36 @@ def test_provider_of_a_tier() -> None:
     assert provider_for("t", tier("other", "http://x/v1")) == Provider(name="other", base_url="http://x/v1")
     with pytest.raises(ConfigError, match=r"tiers\.t\.base_url.*gemini, groq, mistral, openai"):
         provider_for("t", tier("other"))
+
+
+OUT_OF_RANGE = msgspec.Raw(b"1e999")
+
+
+@pytest.mark.parametrize("provider", sorted(PROVIDERS))
+@pytest.mark.parametrize(
+    "members",
+    [
+        {field: OUT_OF_RANGE}
+        for field in (
+            "tool_choice",
+            "logprobs",
+            "logit_bias",
+            "n",
+            "seed",
+            "reasoning_effort",
+            "service_tier",
+        )
+    ]
+    + [
+        {"tools": msgspec.Raw(b'[{"type": "function", "function": {"parameters": {"maximum": 1e999}}}]')},
+        {"messages": msgspec.Raw(b'[{"role": "user", "content": [{"type": 1e999}]}]')},
+        {"messages": msgspec.Raw(b'[{"role": "user", "content": [{"type": []}]}]')},
+        {"messages": msgspec.Raw(b'[{"role": 1e999, "content": null}]')},
+    ],
+)
+def test_what_the_ingress_does_not_read_is_the_clients(
+    provider: str, members: dict[str, msgspec.Raw]
+) -> None:
+    """Numbers out of range, and types that are none, are valid JSON: refused or sent, and no defect."""
+    with contextlib.suppress(InvalidRequest):
+        shape(PROVIDERS[provider], {**body(), **members}, "m")

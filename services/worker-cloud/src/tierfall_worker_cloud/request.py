@@ -14,6 +14,8 @@ from tierfall.upstream import Body, encode, prepare, set_model
 if TYPE_CHECKING:
     from tierfall_worker_cloud.providers import Provider, Refusal, Rules
 
+SHOWN: Final = 64
+"""Characters of a name that the client chose."""
 _NULL: Final = b"null"
 _texts: Final = msgspec.json.Decoder(str | list[str])
 _encoder: Final = msgspec.json.Encoder()
@@ -58,7 +60,7 @@ def _apply(name: str, rules: Rules, body: Body, backend_model: str) -> None:
             body.setdefault(rename.new, value)
     for field, names in rules.values.items():
         if field in body:
-            body[field] = _renamed(body[field], names)
+            body[field] = _renamed(body[field], field, names)
 
 
 def _refuse_tokens(provider: Provider, body: Body) -> None:
@@ -79,9 +81,9 @@ def _shape_chat(provider: Provider, body: Body) -> None:
 
 def _refuse_tools(provider: Provider, body: Body) -> None:
     """A tool, or a choice of one, that is no function is refused with its place."""
-    tools = msgspec.json.decode(body.get("tools", _NULL))
+    tools = _value(body.get("tools", _NULL), "tools")
     found = [(f"tools[{index}]", tool) for index, tool in enumerate(tools if isinstance(tools, list) else ())]
-    found.append(("tool_choice", msgspec.json.decode(body.get("tool_choice", _NULL))))
+    found.append(("tool_choice", _value(body.get("tool_choice", _NULL), "tool_choice")))
     for place, tool in found:
         if isinstance(tool, dict) and tool.get("type") != "function":
             param = f"{place}.type"
@@ -92,10 +94,22 @@ def _refuse(name: str, body: Body, refusal: Refusal) -> None:
     raw = body.get(refusal.field)
     if raw is None:
         return
-    value = msgspec.json.decode(raw)
+    value = _value(raw, refusal.field)
     if value is not None and not any(_equal(value, neutral) for neutral in refusal.neutral):
         raise UnsupportedByTier(f"{name} does not support {refusal.field}", param=refusal.field)
     del body[refusal.field]
+
+
+def _value(raw: msgspec.Raw | bytes, place: str) -> Any:
+    """What a field holds. The ingress lets pass what it does not read, so a number may be out of range.
+
+    Raises:
+        InvalidRequest: It is.
+    """
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        raise InvalidRequest(f"{place}: a number in it is out of range", param=place) from None
 
 
 def _equal(value: Any, neutral: Any) -> bool:
@@ -103,8 +117,8 @@ def _equal(value: Any, neutral: Any) -> bool:
     return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
 
 
-def _renamed(raw: msgspec.Raw, names: dict[str, str]) -> msgspec.Raw:
-    value = msgspec.json.decode(raw)
+def _renamed(raw: msgspec.Raw, place: str, names: dict[str, str]) -> msgspec.Raw:
+    value = _value(raw, place)
     new = names.get(value) if isinstance(value, str) else None
     return raw if new is None else msgspec.Raw(_encoder.encode(new))
 
@@ -127,11 +141,13 @@ def _refuse_parts(provider: Provider, index: int, message: dict[str, msgspec.Raw
     content = message.get("content")
     if not provider.parts or content is None or not bytes(content).startswith(b"["):
         return
-    for number, part in enumerate(msgspec.json.decode(content)):
+    for number, part in enumerate(_value(content, f"messages[{index}].content")):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind is not None and kind not in provider.parts:
+        if kind is not None and not (isinstance(kind, str) and kind in provider.parts):
             param = f"messages[{index}].content[{number}].type"
-            raise UnsupportedByTier(f"{provider.name} does not take parts of type {kind}", param=param)
+            raise UnsupportedByTier(
+                f"{provider.name} does not take parts of type {str(kind)[:SHOWN]}", param=param
+            )
 
 
 def _shape_message(provider: Provider, index: int, message: dict[str, msgspec.Raw]) -> bool:
@@ -153,6 +169,6 @@ def _shape_message(provider: Provider, index: int, message: dict[str, msgspec.Ra
         del message[member]  # SDKs echo what an answer left empty
     if role is None or not provider.roles:
         return len(message) != size
-    renamed = _renamed(role, provider.roles)
+    renamed = _renamed(role, f"messages[{index}].role", provider.roles)
     message["role"] = renamed
     return len(message) != size or bytes(renamed) != bytes(role)

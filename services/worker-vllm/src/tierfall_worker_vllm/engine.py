@@ -214,7 +214,10 @@ def _from_length(asked: msgspec.Raw) -> int:
     size = memoryview(asked).nbytes
     if size > MAX_PARSED_BYTES:
         return -(-size // BYTES_PER_TOKEN)
-    decoded = msgspec.json.decode(asked)
+    try:
+        decoded = msgspec.json.decode(asked)
+    except msgspec.DecodeError:  # a number out of range, which some engines take
+        return -(-size // BYTES_PER_TOKEN)
     tokens, text = 0, 0
     for part in _parts(decoded if isinstance(decoded, list) else [decoded]):
         if isinstance(part, str):

@@ -211,4 +211,7 @@ def _asked(ask: Ask) -> dict[str, Any]:
 
 def _given(ask: Ask, field: str) -> Any:
     raw = ask.body.get(field)
-    return None if raw is None else msgspec.json.decode(raw)
+    try:
+        return None if raw is None else msgspec.json.decode(raw)
+    except msgspec.DecodeError:  # a number out of range
+        return None
