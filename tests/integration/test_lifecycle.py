@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -148,6 +149,24 @@ async def test_a_worker_may_have_thousands_of_streams(backend: ScriptedBackend) 
             del board._lines[stream]
         release.set()
         assert (await held).status_code == 200
+
+
+async def test_a_worker_that_was_frozen_keeps_its_streams(
+    stack: Stack, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leases that came meanwhile are still to be read when its clock says that they lapsed."""
+    monkeypatch.setattr(worker_process, "LEASE_LAPSES_S", 1.0)
+    release = asyncio.Event()
+    backend.scripts.append([release, *says("whole")])
+    held = asyncio.create_task(stack.chat())
+    await until(lambda: any(line.accepted for line in stack.services.switchboard._lines.values()))
+    time.sleep(2)  # noqa: ASYNC251 - this is the freeze
+    swept = asyncio.get_running_loop().time() + 1.5 * worker_process.SWEEP_EVERY_S
+    await until(lambda: asyncio.get_running_loop().time() > swept)
+    release.set()
+    answer = await held
+    assert answer.headers["x-tierfall-attempts"] == "a=ok"
+    assert answer.json()["choices"][0]["message"]["content"] == "whole"
 
 
 async def test_a_lease_for_an_unknown_stream_is_answered(stack: Stack, backend: ScriptedBackend) -> None:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 LEASE_LAPSES_S: Final = 6.0
 """A stream whose ingress was silent for this long is stopped; the ingress renews every 0.5 s."""
 SWEEP_EVERY_S: Final = 1.0
+FROZEN_S: Final = 1.5 * SWEEP_EVERY_S
+"""A sweep that comes so long after the last one is late: the process was held up itself."""
 ID_BYTES: Final = 6
 """Random bytes in a worker's id: too many to meet twice, or to try."""
 DRAIN_S: Final = 60.0
@@ -233,8 +235,11 @@ class WorkerProcess:
         """Stops what nobody waits for: an ingress that died cannot cancel."""
         loop = asyncio.get_running_loop()
         while True:
+            slept_at = loop.time()
             await asyncio.sleep(SWEEP_EVERY_S)
-            self._stop_unleased(loop.time() - LEASE_LAPSES_S)
+            if loop.time() - slept_at < FROZEN_S:
+                self._stop_unleased(loop.time() - LEASE_LAPSES_S)
+            # Else the leases that came while this process was held up are still to be read.
 
     def _stop_unleased(self, limit: float) -> None:
         """Stops the jobs whose last lease is older than ``limit``, in loop time.
