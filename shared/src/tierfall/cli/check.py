@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tierfall.config import EMBEDDED, CloudTier, load, notes, warnings
-from tierfall.config.check import secrets
+from tierfall.config.advice import secrets
 from tierfall.config.scalars import show_duration
 from tierfall.errors import ConfigError
 from tierfall.quota import plans

@@ -1,6 +1,7 @@
 """The config file: its shape, how it is read, what is checked, how a change of it is noticed."""
 
-from tierfall.config.check import notes, problems, warnings
+from tierfall.config.advice import notes, warnings
+from tierfall.config.check import problems
 from tierfall.config.load import load, parse
 from tierfall.config.schema import (
     EMBEDDED,

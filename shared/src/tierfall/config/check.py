@@ -1,8 +1,4 @@
-"""What one key of the file alone cannot show: references, clocks against each other, doors left open.
-
-Problems make a config unusable. Warnings and notes are for its operator to read; ``tierfall check`` and
-``tierfall doctor`` print them.
-"""
+"""What one key of the file alone cannot show: references, clocks against each other, doors left open."""
 
 from __future__ import annotations
 
@@ -42,8 +38,6 @@ KEY_NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 KEY_NAME_SAID: Final = "letters, digits, _ and -, with dots between"
 INBOX_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _WEB_SCHEMES: Final = ("http", "https")
-_LOCAL_NAMES: Final = (".local", ".lan", ".internal", ".home.arpa", ".svc", ".localhost")
-"""Ends of names that no public name server has."""
 _APP_ORIGIN: Final = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]+")
 """What desktop programs made of web pages, and extensions of browsers, send: ``app://obsidian.md``."""
 _HOST_NAME: Final = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
@@ -78,58 +72,6 @@ def find(config: Config, *, for_worker: bool = False) -> list[Problem]:
     return found
 
 
-def notes(config: Config) -> list[str]:
-    """What works, but is perhaps not meant: one line each."""
-    used = {model.tier for model in config.models.values()}
-    said = [f"{within('tiers', name)}: no model uses it" for name in config.tiers if name not in used]
-    for path, secret in secrets(config):
-        if secret.source and not secret:
-            said.append(f"{path}: {secret.source} is not set{_without(path, config)}")
-        elif not secret.source:
-            said.append(f"{path}: stands in the file; ${{NAME}} would keep it out")
-    for name, tier in config.tiers.items():
-        if isinstance(tier, VllmTier) and not _path(tier.base_url).endswith("/v1"):
-            said.append(f"{within('tiers', name)}.base_url: does not end in /v1, as vLLM's own does")
-    for name, model in config.models.items():
-        rungs = config.ladder(name)[:-1]
-        before_last_s = sum(config.models[rung].deadlines.first_token for rung in rungs)
-        if rungs and before_last_s >= model.deadlines.budget:
-            said.append(
-                f"{within('models', name)}.deadlines.budget: is {show_duration(model.deadlines.budget)}, "
-                f"but the tiers before the ladder's last may take {show_duration(before_last_s)}"
-            )
-    said += _forbidden_fallbacks(config)
-    return said + _server_notes(config.server) + _idle_credentials(config.nats) + _vain_budgets(config)
-
-
-def warnings(config: Config) -> list[str]:
-    """What works, and leaves a door open: one line each."""
-    server = config.server
-    said = _keys_in_plain_text(config)
-    if "*" in server.cors_origins and not _needs_key(server):
-        said.append(
-            "server.cors_origins: * lets every web page that is open on this machine ask and read, as "
-            "there are no client keys; name the origins, or add server.api_keys"
-        )
-    return said
-
-
-def secrets(config: Config) -> Iterator[tuple[str, Secret]]:
-    """Every secret that the file names, with its path."""
-    for index, key in enumerate(config.server.api_keys):
-        yield within("server.api_keys", index), key.key
-    for index, secret in enumerate(config.server.admin_keys):
-        yield within("server.admin_keys", index), secret
-    if config.nats.token != Secret():
-        yield "nats.token", config.nats.token
-    for name, tier in config.tiers.items():
-        if not isinstance(tier, OllamaTier) and tier.api_key != Secret():
-            yield f"{within('tiers', name)}.api_key", tier.api_key
-        if isinstance(tier, CloudTier):
-            for index, secret in enumerate(tier.api_keys):
-                yield within(f"{within('tiers', name)}.api_keys", index), secret
-
-
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server that listens there."""
     if host == "localhost":
@@ -138,90 +80,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _keys_in_plain_text(config: Config) -> list[str]:
-    """Backends that are sent a key without TLS, over more than this machine or its own network."""
-    said = []
-    for name, tier in config.tiers.items():
-        if isinstance(tier, OllamaTier):  # it has no key
-            continue
-        parts = urlsplit(tier.base_url)
-        if parts.scheme != "http":
-            continue
-        host = parts.hostname or ""
-        near_by = is_loopback(host) if isinstance(tier, CloudTier) else _is_local(host)
-        keys = tier.keys if isinstance(tier, CloudTier) else (tier.api_key,)
-        if not near_by and any(key or key.source for key in keys):
-            said.append(
-                f"{within('tiers', name)}.base_url: is {shown(tier.base_url)}, so the tier's key and all "
-                "prompts travel unencrypted; write https://"
-            )
-    return said
-
-
-def _is_local(host: str) -> bool:
-    """Whether a host is on this machine or its network: a private address, or a name that only it knows."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "." not in host.rstrip(".") or host.rstrip(".").endswith(_LOCAL_NAMES)
-    return address.is_private or address.is_link_local
-
-
-def _idle_credentials(nats: Nats) -> list[str]:
-    shown_in_vain = [key for key in ("creds", "nkey") if nats.url == EMBEDDED and getattr(nats, key)]
-    return [f"nats.{key}: has no effect on an embedded server; it takes a token" for key in shown_in_vain]
-
-
-def _server_notes(server: Server) -> list[str]:
-    if server.allowed_hosts and _needs_key(server):
-        return ["server.allowed_hosts: has no effect while clients need a key"]
-    return []
-
-
-def _needs_key(server: Server) -> bool:
-    return bool(server.api_keys or server.stored_keys)
-
-
-def _forbidden_fallbacks(config: Config) -> list[str]:
-    """Ladders that are shorter for a key, as it may not use all of their models."""
-    said = []
-    for index, key in enumerate(config.server.api_keys):
-        allowed = key.models or ()
-        for name in allowed:
-            left_out = [shown(rung) for rung in config.ladder(name) if rung not in allowed]
-            if left_out:
-                said.append(
-                    f"{within('server.api_keys', index)}.models: {shown(name)} does not fall back to "
-                    f"{' or '.join(left_out)} here, as the key may not use it"
-                )
-    return said
-
-
-def _vain_budgets(config: Config) -> list[str]:
-    """Budgets of which nothing is ever spent."""
-    priced = {name for name, model in config.models.items() if model.price.prompt or model.price.completion}
-    said = []
-    for index, key in enumerate(config.server.api_keys):
-        may_use = set(config.models if key.models is None else key.models)
-        if key.limits.budget and not may_use & priced:
-            path = within("server.api_keys", index)
-            said.append(f"{path}.limits.budget: no model that the key may use has a price")
-    return said
-
-
-def _without(path: str, config: Config) -> str:
-    if not path.startswith("tiers"):
-        return ""
-    for name, tier in config.tiers.items():
-        if (
-            isinstance(tier, CloudTier)
-            and path.startswith(f"{within('tiers', name)}.api_keys")
-            and any(tier.keys)
-        ):
-            return ", so this tier goes without it"
-    return ", so this tier cannot answer"
 
 
 def _server(server: Server) -> Iterator[Problem]:
@@ -380,7 +238,7 @@ def _tier(name: str, tier: Tier) -> Iterator[Problem]:
             yield from _cloud(path, tier)
         case OllamaTier():
             yield from _base_url(path, tier.base_url)
-            if _path(tier.base_url).endswith(("/v1", "/api")):
+            if url_path(tier.base_url).endswith(("/v1", "/api")):
                 text = f"is {shown(tier.base_url)}, must be Ollama's address without /v1 or /api"
                 yield Problem(f"{path}.base_url", text)
             yield from _at_least(f"{path}.num_ctx", tier.num_ctx, 1)
@@ -497,6 +355,7 @@ def _split(url: str) -> SplitResult | None:
     return None if any(letter.isspace() for letter in url) else parts
 
 
-def _path(url: str) -> str:
+def url_path(url: str) -> str:
+    """The path of a URL without a slash at its end; empty if it is none."""
     parts = _split(url)
     return parts.path.rstrip("/") if parts else ""

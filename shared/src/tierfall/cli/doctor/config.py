@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tierfall.cli.doctor.finding import Finding, Level
 from tierfall.config import load, notes, warnings
-from tierfall.config.check import secrets
+from tierfall.config.advice import secrets
 from tierfall.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from tierfall.cli.importer.plan import Limits, Planner, name_tiers
 from tierfall.cli.importer.render import render
 from tierfall.cli.importer.wildcard import matching
 from tierfall.config import parse
-from tierfall.config.check import secrets
+from tierfall.config.advice import secrets
 from tierfall.errors import ConfigError
 
 if TYPE_CHECKING:
