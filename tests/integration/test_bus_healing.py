@@ -9,6 +9,7 @@ import pytest
 
 from fakes.nats_server import NatsServer
 from fakes.polling import until
+from fakes.processes import free_port
 from tierfall.bus import Bus, BusOptions, Message
 from tierfall.bus import wire as wire_module
 from tierfall.bus.outbox import KEPT_BYTES
@@ -85,6 +86,22 @@ async def test_many_restarts(nats_server: NatsServer, bus_factory: Buses) -> Non
     assert (await bus.request("echo", b"x", timeout_s=WAIT_S)).data == b"x"
     await until(lambda: len(asyncio.all_tasks()) == tasks)
     assert bus.counters.reconnects == 4
+
+
+async def test_a_cluster_that_names_ipv6_addresses() -> None:
+    """A server's word of ``[::1]:4222`` is a server to dial, and no end of dialling."""
+    ports, elsewhere = [free_port(), free_port()], free_port()
+    routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
+    first, second = (
+        f"cluster {{ name: c, host: 127.0.0.1, port: {port}, routes: [{routes}] }}\n" for port in ports
+    )
+    second += f'client_advertise: "[::1]:{elsewhere}"'
+    async with NatsServer(first) as server, NatsServer(second):
+        bus = await Bus.connect(BusOptions(servers=server.url, name="t"))
+        await until(lambda: f"nats://[::1]:{elsewhere}" in wire_of(bus).discovered)
+        await server.restart()
+        await until(lambda: bus.connected and bus.counters.reconnects == 1)
+        await bus.close()
 
 
 async def test_read_loop_killed(bus_factory: Buses) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from tierfall.bus import nkey
-from tierfall.bus.wire import TlsRefused
+from tierfall.bus.wire import DEFAULT_PORT, TlsRefused
 from tierfall.config.schema import NatsTls
 from tierfall.errors import BusDown, BusUnfit
 from tierfall.tls import ClientTls, TlsFileError, client_tls
@@ -148,7 +148,7 @@ def _checked(url: str) -> str:
 
 def _host_and_port(url: str) -> str:
     parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or 4222}"
+    return f"{parts.hostname}:{parts.port or DEFAULT_PORT}"
 
 
 def _from_url(url: str) -> dict[str, str]:

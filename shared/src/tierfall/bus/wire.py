@@ -33,6 +33,7 @@ STALE: Final = "stale connection"
 PERMISSIONS: Final = "permissions violation"
 SLOW_CONSUMER: Final = "slow consumer"
 
+DEFAULT_PORT: Final = 4222
 HANDSHAKE_STEP_S: Final = 2
 PING_EVERY_S: Final = 5
 PINGS_UNANSWERED: Final = 2
@@ -177,12 +178,15 @@ class Wire(Client):
             return found
         for url in self.discovered_servers:
             try:
-                address = f"{url.scheme}://{url.hostname}:{url.port}"
-                # An address stands in few certificates: those of a cluster have the name we know it by.
-                named = current.tls_name or current.uri.hostname or ""
-                found[address] = named if _is_address(url.hostname) else ""
+                host, port = url.hostname, url.port or DEFAULT_PORT
             except ValueError:
                 continue  # a port that is none
+            if not host:
+                continue
+            # An address stands in few certificates: those of a cluster have the name we know it by.
+            named = current.tls_name or current.uri.hostname or ""
+            in_url = f"[{host}]" if ":" in host else host  # an IPv6 address
+            found[f"{url.scheme}://{in_url}:{port}"] = named if _is_address(host) else ""
         return found
 
     def write(self, items: list[bytes], barriers: list[asyncio.Future[bool]]) -> int:
@@ -331,9 +335,9 @@ class Wire(Client):
         self.lose(str(e) or type(e).__name__)
 
 
-def _is_address(host: str | None) -> bool:
+def _is_address(host: str) -> bool:
     try:
-        ipaddress.ip_address(host or "")
+        ipaddress.ip_address(host)
     except ValueError:
         return False
     return True
