@@ -31,7 +31,9 @@ async def wait_until_ready(config: Config) -> None:
 
 
 async def wait_for_engines(config: Config, timeout_s: float = TIERS_UP_S) -> dict[str, Any] | None:
-    """Polls ``GET /health`` until every tier with a ``run`` command is up, at most ``timeout_s`` seconds.
+    """Polls ``GET /health`` until every tier has a worker, and is up if it has a ``run`` command.
+
+    Waits for ``timeout_s`` seconds at most: a worker's first heartbeat may come after the ingress is ready.
 
     Returns:
         The last answer, as JSON; ``None`` when there was none.
@@ -42,8 +44,12 @@ async def wait_for_engines(config: Config, timeout_s: float = TIERS_UP_S) -> dic
     while True:
         health = await asyncio.to_thread(_get, config, "/health")
         tiers = (health or {}).get("tiers", {})
-        up = {name for name, tier in tiers.items() if tier.get("state") == "up"}
-        if (health is not None and engines & tiers.keys() <= up) or loop.time() >= deadline:
+        waiting = [
+            name
+            for name, tier in tiers.items()
+            if (tier.get("state") == "no_workers") or (name in engines and tier.get("state") != "up")
+        ]
+        if (health is not None and not waiting) or loop.time() >= deadline:
             return health
         await asyncio.sleep(POLL_EVERY_S)
 
