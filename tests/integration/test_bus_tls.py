@@ -103,6 +103,14 @@ async def test_a_server_without_tls_hears_nothing(scheme: str, tls: NatsTls | No
     assert NO_TLS in message or (tls is not None and tls.handshake_first)
 
 
+@pytest.mark.parametrize("limit", [None, "1MB", [], 1.5, -1])
+async def test_a_server_that_says_no_number_for_its_limit_is_refused(limit: object) -> None:
+    """As a try that failed: the next one may meet a better server."""
+    fake = Eavesdropper(max_payload=limit)
+    async with fake.serving():
+        assert "max_payload" in await refused(f"nats://localhost:{fake.port}")
+
+
 async def test_no_signature_leaves_either(tmp_path: Path) -> None:
     """A nonce is not signed for a server without TLS, which could log in with it elsewhere."""
     seed = tmp_path / "nkey"

@@ -82,10 +82,11 @@ class Dialer:
             reason += _lacking(self._options.token_file)
             kind = BusUnfit if isinstance(error, TlsRefused | ssl.SSLError) else BusDown
             raise kind(f"cannot connect to NATS at {self.servers}: {reason}") from error
-        if wire.max_payload < MIN_PAYLOAD_BYTES:
+        limit: object = wire.max_payload  # as the server says it, so of any type
+        if not isinstance(limit, int) or limit < MIN_PAYLOAD_BYTES:
             await wire.shut()
             raise BusUnfit(
-                f"cannot use NATS at {wire.server}: its max_payload is {wire.max_payload} bytes, "
+                f"cannot use NATS at {wire.server}: its max_payload is {limit!r} bytes, "
                 f"and at least {MIN_PAYLOAD_BYTES} are needed; set max_payload: 8MB in nats-server's config"
             )
         self._latest = wire
