@@ -33,12 +33,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CONFIG = """
 tiers:
   sky: {worker: cloud, provider: mine, base_url: 'PROVIDER', api_keys: ['${K1}', '${K2}']}
+  calm: {worker: cloud, provider: mine, base_url: 'PROVIDER', api_key: '${K1}'}
   home: {worker: ollama, base_url: 'OLLAMA'}
 models:
   plain: {tier: sky, backend_model: plain}
   first: {tier: sky, backend_model: first, quota: {requests: [100000/d]}}
-  spent: {tier: sky, backend_model: spent, quota: {requests: [1/d]}}
-  large: {tier: sky, backend_model: large, quota: {tokens: [100/d]}}
+  spent: {tier: calm, backend_model: spent, quota: {requests: [1/d]}}
+  large: {tier: calm, backend_model: large, quota: {tokens: [100/d]}}
   home: {tier: home, backend_model: 'fake:1b'}
 """
 FAULTS: dict[str, Behaviour] = {
@@ -50,8 +51,6 @@ FAULTS: dict[str, Behaviour] = {
     "reset": ResetBeforeHeaders(),
     "cut": CutAfter(2, Answer()),
 }
-KEYS = 2
-"""Each is tried with what concerns a key, and the tier twice with what is the provider's own fault."""
 
 
 class Gateway(Stack):
@@ -93,8 +92,7 @@ async def gateway() -> AsyncIterator[Gateway]:
             yield running
 
 
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("model", ["plain", "first"])
+@pytest.mark.parametrize(("model", "stream"), [("plain", True), ("first", False)])
 @pytest.mark.parametrize("what", FAULTS)
 async def test_a_request_that_a_provider_fails_is_not_kept(
     gateway: Gateway, what: str, model: str, stream: bool
