@@ -92,11 +92,11 @@ class CloudBackend:
                             ticket.saw(mended)
                         yield mended
             except TierfallError as failed:
-                error = failed
-                account.note(failed)
+                error = failed.detached()  # kept in this very frame
+                account.note(error)
                 left = [access for access in left if access is not ticket.access]
-                refused.append(failed)
-                if began or not concerns_key(failed):
+                refused.append(error)
+                if began or not concerns_key(error):
                     raise
                 if not left:
                     raise soonest(refused) from None

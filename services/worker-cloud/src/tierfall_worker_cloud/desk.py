@@ -187,8 +187,11 @@ async def _first_to_grant(
 
 
 def soonest(errors: Sequence[TierfallError]) -> TierfallError:
-    """Of what several keys were refused with: the one that will be over first, then the one worth most."""
-    return min(errors, key=_weight)
+    """Of what several keys were refused with: the one that will be over first, then the one worth most.
+
+    A copy: whoever raises it may have ``errors`` in a variable still.
+    """
+    return min(errors, key=_weight).detached()
 
 
 def _weight(error: TierfallError) -> tuple[bool, float]:

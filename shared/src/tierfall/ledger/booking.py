@@ -132,7 +132,7 @@ def check(account: Account, wish: Wish, at: float) -> Spent | None:
     try:
         _turn(account, wish, at)
     except Spent as spent:
-        return spent
+        return spent.with_traceback(None)  # whose frames lead to the request that is asked about
     return None
 
 

@@ -66,6 +66,8 @@ class Ledger:
             if answer.done() and not answer.cancelled() and answer.exception() is None:
                 self.refund(answer.result())  # it came just when nobody wanted it any longer
             raise
+        finally:
+            del answer  # a refusal's traceback holds this frame, and the future the refusal
 
     def settle(self, grant: Grant, actual: Mapping[Metric, int]) -> None:
         """Puts what was used in place of what was reserved; written soon, or once the store is back."""

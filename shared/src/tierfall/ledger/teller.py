@@ -235,7 +235,8 @@ class Teller:
                 try:
                     grant = reserve(account, self._scope, each.id, each.wish, at)
                 except Spent as spent:
-                    outcome.refused.append((each, spent))
+                    # Its traceback has this frame, and this frame the outcome.
+                    outcome.refused.append((each, spent.with_traceback(None)))
                 else:
                     outcome.granted.append((each, grant))
         return outcome
