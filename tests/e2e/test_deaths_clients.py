@@ -73,7 +73,7 @@ async def test_two_hundred_clients_vanish(new_fleet: NewFleet) -> None:
             writer.write(chat_request(BODY))
             writers.append(writer)
         await settle(ingress, (CLIENTS, CLIENTS - SLOTS, SLOTS))
-        assert provider.open_connections >= SLOTS
+        await until(lambda: provider.open_connections >= SLOTS)
         for number, writer in enumerate(writers):
             if number % 2:
                 writer.transport.abort()  # a reset
