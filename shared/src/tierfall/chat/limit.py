@@ -182,8 +182,8 @@ def refuse_other_models(body: Mapping[str, msgspec.Raw]) -> None:
     for name, raw in body.items():
         if name != _MODEL and _folded(name) in _OTHER_MODELS and bytes(raw) != _NULL:
             raise InvalidRequest(
-                f"'{name}' could lead to another model, so it is refused where models or their use are limited; "
-                f"use '{_MODEL}'",
+                f"'{name}' could lead to another model, so it is refused where models or their use are "
+                f"limited; use '{_MODEL}'",
                 param=name,
             )
 
