@@ -57,6 +57,15 @@ async def test_a_ladder_has_only_models_that_the_key_may_use(gateway: Gateway, s
     assert (await ask(gateway, ALL, stream=stream)).headers["x-tierfall-tier"] == "two"
 
 
+@pytest.mark.parametrize("name", ["models", "fallbacks", "Model", "MODEL", "Model\u017f"])
+async def test_a_key_asks_for_no_model_that_a_backend_knows_besides(gateway: Gateway, name: str) -> None:
+    """A backend that is a router, or takes any case for the same name, would answer with another model."""
+    answer = await ask(gateway, ONE, **{name: ["second"]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+    assert (await ask(gateway, ONE, **{name: None})).status_code == 200
+    assert (await ask(gateway, ALL, **{name: ["second"]})).status_code == 200
+
+
 async def test_a_stream_that_breaks_is_not_resumed_by_another_model(gateway: Gateway) -> None:
     """Resuming goes up the same ladder."""
     gateway.one.scripts.extend([[chunk("a"), BROKEN]] * 3)

@@ -148,6 +148,7 @@ async def test_an_answer_may_be_sent_back() -> None:
         ({"messages": "Hi"}, "messages"),
         ({"messages": ["Hi"]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": [7]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": {"type": "video_url"}}]}, "messages[0].content"),
         ({"stream_options": [1]}, "stream_options"),
         ({"response_format": "json_object"}, "response_format"),
     ],

@@ -141,13 +141,17 @@ def test_a_completion_has_one_name_for_it() -> None:
         ({"MAX_TOKENS": 5000}, 1),
         ({"N_Predict": 5000}, 1),
         ({"N": 100}, 1),
+        ({"max_token\u017f": 5000}, 1),
+        ({"max_to\u212aens": 5000}, 1),
         ({"models": ["dear"]}, 1),
+        ({"fallbacks": ["dear"]}, 1),
+        ({"Model": "dear"}, 1),
         ({"ignore_eos": True}, None),
         ({"min_tokens": 100_000}, None),
         ({"min_tokens": "100000"}, None),
         ({"min_tokens": list(range(100))}, None),
     ],
-    ids=range(13),
+    ids=range(17),
 )
 def test_what_cannot_be_counted_is_refused_where_tokens_are(
     fields: dict[str, Any], limit: int | None

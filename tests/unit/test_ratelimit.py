@@ -123,6 +123,16 @@ def test_embeddings_have_no_answer() -> None:
     assert estimate(parse_ask(body, Operation.COMPLETIONS)) == Estimate(-(-len(body) // 4), 120, told=True)
 
 
+@pytest.mark.parametrize("tokens", ["[1,2,3,4]", "[[1,2],[3,4]]", "[ [ 1 , 2 , 3 ] , [ 4 ] ]"])
+def test_listed_tokens_are_counted(tokens: str) -> None:
+    """Not taken by their bytes, of which two can be a token."""
+    many = tokens.replace("4", ",".join(["4"] * 997))
+    body = f'{{"model":"m","input":{many}}}'.encode()
+    assert estimate(parse_ask(body, Operation.EMBEDDINGS)).prompt == 1000
+    body = f'{{"model":"m","max_tokens":1,"prompt":{many}}}'.encode()
+    assert estimate(parse_ask(body, Operation.COMPLETIONS)).prompt == 1000
+
+
 def test_only_a_chat_has_media() -> None:
     """What a completion calls messages is read by no backend, and may be anything."""
     body = msgspec.json.encode({"model": "m", "prompt": "x", "file": 1, "messages": [1]})

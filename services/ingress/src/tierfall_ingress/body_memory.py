@@ -7,6 +7,9 @@ from typing import Final
 from tierfall.errors import GatewayBusy
 
 RETRY_AFTER_S: Final = 1.0
+SMALL_BYTES: Final = 64 * 1024
+"""What each request may hold beyond the limit: a few clients that send large bodies slowly fill it for as long
+as they like, and most requests of the others are smaller than this."""
 
 
 class BodyMemory:
@@ -37,10 +40,10 @@ class BodyShare:
         """Counts ``size`` bytes more.
 
         Raises:
-            GatewayBusy: All requests together would hold more than the limit.
+            GatewayBusy: All requests together would hold more than the limit, and this one is not small.
         """
         memory = self._memory
-        if memory.held_bytes + size > memory.limit_bytes:
+        if memory.held_bytes + size > memory.limit_bytes and self._size + size > SMALL_BYTES:
             raise GatewayBusy(
                 f"the bodies of requests under way fill the gateway's memory for them "
                 f"({memory.limit_bytes} bytes; server.max_bodies)",

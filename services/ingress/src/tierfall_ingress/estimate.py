@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from tierfall.chat import limit
+from tierfall.chat.weight import listed_tokens
 from tierfall.protocol.operation import Operation
 from tierfall_ingress.bounds import SLICE_BYTES, at_once, with_pauses
 
@@ -73,12 +74,14 @@ def estimate(ask: Ask) -> Estimate:
 
 def _steps(ask: Ask) -> Generator[None, None, Estimate]:
     body = ask.body
-    if ask.operation is Operation.EMBEDDINGS:  # there is no answer to count
-        return Estimate(_tokens(len(body)), 0, told=True)
     yield
     members = _members.decode(body)
-    limit.refuse_uncounted(members, ask.max_tokens)
     size = len(body)
+    yield
+    if ask.operation is Operation.EMBEDDINGS:  # there is no answer to count
+        limit.refuse_other_models(members)
+        return Estimate(max(_tokens(size), listed_tokens(members["input"])), 0, told=True)
+    limit.refuse_uncounted(members, ask.max_tokens)
     for mark in _MEDIA if ask.operation is Operation.CHAT else ():  # a completion's messages may be anything
         yield
         if mark in body:
@@ -87,7 +90,10 @@ def _steps(ask: Ask) -> Generator[None, None, Estimate]:
             break
     # Some engines take 0 for no limit.
     each = ask.max_tokens or ASSUMED_TOKENS
-    return Estimate(_tokens(max(size, 0)), each * ask.drafts, told=bool(ask.max_tokens))
+    prompt = _tokens(max(size, 0))
+    if ask.operation is Operation.COMPLETIONS:
+        prompt = max(prompt, listed_tokens(members["prompt"]))
+    return Estimate(prompt, each * ask.drafts, told=bool(ask.max_tokens))
 
 
 def usual(most: int) -> int:

@@ -10,6 +10,9 @@ import difflib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
+from tierfall.chat.limit import refuse_other_models
 from tierfall.errors import (
     BackendError,
     ClientGone,
@@ -58,6 +61,7 @@ _RESUMABLE: Final = (BackendError, WorkerLost, IdleDeadline)
 backend refused, is not."""
 SHOWN_NAME: Final = 100
 """Characters of an unknown model's name that are compared and shown: enough to recognise it."""
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _log: Final = logging.getLogger("tierfall.ingress")
 
 
@@ -161,6 +165,8 @@ class Exchange:
         if ask.model not in config.models:
             raise unknown_model(ask.model, config, self._caller)
         self._caller.check(ask.model)
+        if self._caller.models is not None:
+            refuse_other_models(_members.decode(body))
         ladder = self._ladder = Ladder(
             services, config, ask, self._caller, request_id=self.id, span=self._span
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from tierfall.chat.limit import ASSUMED_TOKENS, LIMITS
+from tierfall.chat.weight import listed_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +63,7 @@ def estimate(body: Mapping[str, msgspec.Raw], limit: int, *, answers: bool = Tru
             what the client itself asks for does.
         answers: Whether tokens are generated, which for embeddings they are not.
     """
-    prompt = sum(_prompt(bytes(body[name])) for name in _PROMPT if name in body)
+    prompt = sum(_prompt(body[name]) for name in _PROMPT if name in body)
     # The runtime leaves one limit, under the name that goes out; of several the longest answer counts.
     asked = max(filter(None, (_number(body, name) for name in LIMITS)), default=None)
     drafts = max(_number(body, "n") or 1, _number(body, "best_of") or 1)
@@ -87,8 +88,9 @@ def used(payload: bytes) -> int | None:
     return usage.total_tokens or (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
 
 
-def _prompt(raw: bytes) -> int:
-    """By its length, without the data of pictures and sounds."""
+def _prompt(member: msgspec.Raw) -> int:
+    """By its length, without the data of pictures and sounds, or by the numbers of tokens that it lists."""
+    raw = bytes(member)
     size, media = len(raw), 0
     at = raw.find(_INLINE)
     while at >= 0:
@@ -97,7 +99,7 @@ def _prompt(raw: bytes) -> int:
         size -= end - at
         media += 1
         at = raw.find(_INLINE, end)
-    return -(-size // BYTES_PER_TOKEN) + media * IMAGE_TOKENS
+    return max(-(-size // BYTES_PER_TOKEN) + media * IMAGE_TOKENS, listed_tokens(member))
 
 
 def _prompts(body: Mapping[str, msgspec.Raw]) -> int:

@@ -38,11 +38,15 @@ _ELSEWHERE: Final = frozenset(
         *("max_new_tokens", "max_output_tokens", "max_length", "max_gen_len", "max_gen_toks"),
         *("max_tokens_to_sample", "max_generated_tokens", "n_tokens", OPTION),
         *("n_cmpl", "num_return_sequences", "num_generations"),
-        "models",
     }
 )
-"""What some engine takes for a limit, for a number of answers, or (a router's ``models``) for other models
-than the one that has a price here. llama.cpp has ``n_cmpl`` beside ``n``; TabbyAPI has ``max_length``."""
+"""What some engine takes for a limit or for a number of answers. llama.cpp has ``n_cmpl`` beside ``n``;
+TabbyAPI has ``max_length``."""
+_MODEL: Final = "model"
+_OTHER_MODELS: Final = frozenset(
+    {"models", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", _MODEL}
+)
+"""What a backend that is a router itself (OpenRouter, a LiteLLM proxy) takes for further models."""
 _COUNTED: Final = frozenset({*LIMITS, "n", "best_of"})
 _LONGEST_NUMBER: Final = 32
 """Bytes of a number that is worth reading."""
@@ -146,9 +150,9 @@ def refuse_uncounted(body: Mapping[str, msgspec.Raw], limit: int | None) -> None
     """
     if len(body) > MAX_MEMBERS:
         raise InvalidRequest(f"the request has more than {MAX_MEMBERS} fields")
+    refuse_other_models(body)
     for name, raw in body.items():
-        # Engines written in Go take any case for the same name.
-        plain = name.lower()
+        plain = _folded(name)
         if (plain in _ELSEWHERE or (plain in _COUNTED and name not in _COUNTED)) and bytes(raw) != _NULL:
             raise InvalidRequest(
                 f"'{name}' cannot be counted against a limit on tokens or money; use '{MAX_TOKENS}' and 'n'",
@@ -164,6 +168,29 @@ def refuse_uncounted(body: Mapping[str, msgspec.Raw], limit: int | None) -> None
         raise InvalidRequest(
             f"'min_tokens' needs '{MAX_TOKENS}' where tokens or money are limited", param="min_tokens"
         )
+
+
+def refuse_other_models(body: Mapping[str, msgspec.Raw]) -> None:
+    """Refuses what could make a backend answer with another model than the one that was asked for here.
+
+    Args:
+        body: The request's members.
+
+    Raises:
+        InvalidRequest: ``param`` names the field.
+    """
+    for name, raw in body.items():
+        if name != _MODEL and _folded(name) in _OTHER_MODELS and bytes(raw) != _NULL:
+            raise InvalidRequest(
+                f"'{name}' could lead to another model, so it is refused where models or their use are "
+                f"limited; use '{_MODEL}'",
+                param=name,
+            )
+
+
+def _folded(name: str) -> str:
+    """As engines written in Go compare it: without case, also that of the long s (U+017F)."""
+    return name.casefold()
 
 
 def _above(raw: msgspec.Raw | None, most: int) -> bool:

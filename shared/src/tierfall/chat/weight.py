@@ -6,6 +6,7 @@ comes has read them all the same. So both are lower bounds: the chunks, and the 
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 BYTES_PER_TOKEN: Final = 4
 """Of UTF-8, as a rule of thumb over languages."""
 _TEXTS: Final = ("content", "refusal", "text")
+_NUMBERS: Final = re.compile(rb"[\[\s]+[-0-9]")
 
 
 class _Choice(msgspec.Struct):
@@ -30,6 +32,15 @@ _chunk: Final = msgspec.json.Decoder(_Chunk)
 def tokens(chunks: int, size_bytes: int) -> int:
     """At least how many tokens so many chunks with so much text were."""
     return max(chunks, -(-size_bytes // BYTES_PER_TOKEN))
+
+
+def listed_tokens(prompt: msgspec.Raw) -> int:
+    """How many tokens a prompt, or an input to embed, lists by their numbers; 0 where it is text.
+
+    Their bytes do not tell: a token may be written in two.
+    """
+    view = memoryview(prompt)
+    return bytes(view).count(b",") + 1 if _NUMBERS.match(view) else 0
 
 
 def text_bytes(part: Any) -> int:

@@ -183,7 +183,10 @@ def _look_at_messages(raw: msgspec.Raw) -> Iterator[None]:
         place = f"messages[{index}]"
         content = _message.read(message, place)["content"]
         looked_at += memoryview(message).nbytes
-        if bytes(memoryview(content)[:1]) == b"[":
+        begins = bytes(memoryview(content)[:1])
+        if begins == b"{":
+            raise InvalidRequest(f"{place}.content: is a text or an array of parts", param=f"{place}.content")
+        if begins == b"[":
             for number, part in enumerate(_decoded(_listed, content, f"{place}.content")):
                 _look_at_part(part, f"{place}.content[{number}]")
                 looked_at += memoryview(part).nbytes
