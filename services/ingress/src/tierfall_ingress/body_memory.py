@@ -8,8 +8,8 @@ from tierfall.errors import GatewayBusy
 
 RETRY_AFTER_S: Final = 1.0
 SMALL_BYTES: Final = 64 * 1024
-"""What each request may hold beyond the limit: a few clients that send large bodies slowly can fill it for long,
-and most requests of others are smaller than this."""
+"""What each request may hold beyond the limit. A few clients that send large bodies slowly can fill it for
+long, and most requests of others are smaller than this."""
 
 
 class BodyMemory:
