@@ -14,7 +14,7 @@ from tierfall.protocol.envelope import Ending
 from tierfall.protocol.failure import pack_failure
 from tierfall.protocol.frames import Frame, Kind
 from tierfall_ingress import counts as module
-from tierfall_ingress.counts import Counts
+from tierfall_ingress.counts import LateCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,12 +25,12 @@ ERROR = Frame(Kind.ERROR, 1, 5, pack_failure(BackendFault("x")))
 CHUNK = Frame(Kind.CHUNK, 1, 4, b"data: x\n\n")
 
 
-def told(*acts: Callable[[Counts], object], late: bool = False) -> list[Ending | None]:
+def told(*acts: Callable[[LateCounts], object], late: bool = False) -> list[Ending | None]:
     """What is said of stream 1 of worker ``w`` when all this happens."""
 
     async def run() -> list[Ending | None]:
         found: list[Ending | None] = []
-        counts = Counts(asyncio.get_running_loop())
+        counts = LateCounts(asyncio.get_running_loop())
         count = counts.expect(1, "w")
         if not late:
             count.then(found.append)
@@ -61,7 +61,7 @@ def told(*acts: Callable[[Counts], object], late: bool = False) -> list[Ending |
     ids=range(8),
 )
 def test_the_first_word_counts(
-    acts: list[Callable[[Counts], object]], word: Ending | None, late: bool
+    acts: list[Callable[[LateCounts], object]], word: Ending | None, late: bool
 ) -> None:
     """An answer's END, its failure, its worker's death, the end of the ingress: the rest changes nothing."""
     assert told(*acts, late=late) == [word]
@@ -71,7 +71,7 @@ async def test_a_word_that_does_not_come_is_not_waited_for_long(monkeypatch: pyt
     """A worker that is older or frozen says nothing: what the ingress knows has to do."""
     monkeypatch.setattr(module, "COUNT_S", 0.01)
     found: list[Ending | None] = []
-    counts = Counts(asyncio.get_running_loop())
+    counts = LateCounts(asyncio.get_running_loop())
     counts.expect(1, "w").then(found.append)
     await until(lambda: found == [None])
     counts.feed(END)

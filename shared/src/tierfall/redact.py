@@ -6,11 +6,11 @@ field is wrong, how many tokens fit) holds neither, so it stays as it is.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from tierfall.address import is_address
 from tierfall.config import CloudTier
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Redactor:
         except ValueError:
             return HIDDEN
         public = host not in self._hosts and "." in host and not host.endswith(_PRIVATE_ENDS)
-        return found.group() if public and not _is_address(host) and parts.username is None else HIDDEN
+        return found.group() if public and not is_address(host) and parts.username is None else HIDDEN
 
     def _word(self, found: re.Match[str]) -> str:
         word = found.group()
@@ -183,12 +183,4 @@ def _address(found: re.Match[str]) -> str:
     bare = text.removeprefix("[").partition("]")[0] if text.startswith("[") else text
     if "." in bare and bare.count(":") == 1:
         bare = bare.partition(":")[0]
-    return HIDDEN if _is_address(bare) and any(letter.isdigit() for letter in bare) else text
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return HIDDEN if is_address(bare) and any(letter.isdigit() for letter in bare) else text

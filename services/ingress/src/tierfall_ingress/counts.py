@@ -53,7 +53,7 @@ class Count:
             use(ending)
 
 
-class Counts:
+class LateCounts:
     """All that are waited for, by stream."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

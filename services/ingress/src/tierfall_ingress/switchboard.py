@@ -21,7 +21,7 @@ from tierfall.protocol import subjects
 from tierfall.protocol.envelope import pack
 from tierfall.protocol.frames import FrameError, Kind, decode, encode
 from tierfall.protocol.presence import RECOVERY_S
-from tierfall_ingress.counts import Counts
+from tierfall_ingress.counts import LateCounts
 from tierfall_ingress.entropy import entropy
 from tierfall_ingress.line import Line
 
@@ -70,7 +70,7 @@ class Switchboard:
         self._leases = bus.inbox()
         self._lines: dict[int, Line] = {}
         self._throttle = Throttle()
-        self.counts = Counts(self.loop)
+        self.counts = LateCounts(self.loop)
         self._recovered_at = 0.0
         self._subscriptions: list[Subscription] = []
         self._leasing: asyncio.Task[None] | None = None

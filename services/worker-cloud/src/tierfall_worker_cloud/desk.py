@@ -189,7 +189,7 @@ async def _first_to_grant(
 def soonest(errors: Sequence[TierfallError]) -> TierfallError:
     """Of what several keys were refused with: the one that will be over first, then the one worth most.
 
-    A copy: whoever raises it may have ``errors`` in a variable still.
+    A copy: the caller may still hold ``errors`` in a variable when it raises this.
     """
     return min(errors, key=_weight).detached()
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import ssl
 from typing import TYPE_CHECKING, Any, Final
 
 from tierfall import tls
+from tierfall.address import is_address
 from tierfall.bus.client import AWAITING_MSG_PAYLOAD, Client, NatsError, Parser, UnexpectedEOF
 from tierfall.bus.message import Message
 
@@ -186,7 +186,7 @@ class Wire(Client):
             # An address stands in few certificates: those of a cluster have the name we know it by.
             named = current.tls_name or current.uri.hostname or ""
             in_url = f"[{host}]" if ":" in host else host  # an IPv6 address
-            found[f"{url.scheme}://{in_url}:{port}"] = named if _is_address(host) else ""
+            found[f"{url.scheme}://{in_url}:{port}"] = named if is_address(host) else ""
         return found
 
     def write(self, items: list[bytes], barriers: list[asyncio.Future[bool]]) -> int:
@@ -333,11 +333,3 @@ class Wire(Client):
         ended = isinstance(e, OSError | UnexpectedEOF) and not self.refusal
         self.cut_short = ended and not self.gone and self._ps.is_behind
         self.lose(str(e) or type(e).__name__)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -92,7 +92,7 @@ async def _unreadable_accounts(config: Config, bus: Bus, stored: Mapping[str, Ke
         try:
             await ledger.look(scope)
         except StoreUnreadable as error:
-            found[scope] = f"{name} is answered 503: {error.message}; without it, counting begins anew"
+            found[scope] = f"{name} is answered 503: {error.message}; without it, counting begins at zero"
     return found
 
 
